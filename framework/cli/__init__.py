@@ -1,0 +1,1 @@
+"""The command line: `framework fit`, `validate`, `test`, `predict`."""

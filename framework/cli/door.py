@@ -1,0 +1,137 @@
+"""The door: every key and class name of an experiment is checked, with its file and line, before anything is built."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from framework.cli.layers import Layer, Path_
+from framework.errors import ConfigError, suggest
+from framework.registry import Advert, is_trusted, known_short_class, known_short_names
+
+META_KEYS = ("class_path", "init_args", "dict_kwargs")
+LINKED = {
+    ("model", "num_classes"): "the number of classes",
+    ("model", "class_names"): "the class names",
+    ("model", "ignore_index"): "the ignore index",
+    ("model", "backbone", "in_channels"): "the number of channels",
+    ("data", "seed"): "the seed (seed_everything)",
+}
+"""What the data (or the run) states once and the command line links: nobody may write it a second time."""
+
+
+@cache
+def parameters(target: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the arguments that a class takes, those it hands on to its parents included."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(target, fail_untyped=False, sub_configs=False)  # type: ignore[arg-type]
+    return frozenset(name.partition(".")[0] for name in parser.get_defaults().keys())
+
+
+class Door:
+    """Checks layers in the order in which they are laid over each other.
+
+    Args:
+        groups: Valid keys of the top-level groups that have no class, such as `trainer`; the group None holds the
+            top-level keys.
+        adverts: Advertised plugins by name.
+        trusted: Modules from which experiments may import classes.
+    """
+
+    def __init__(
+        self, groups: dict[str | None, frozenset[str]], adverts: dict[str, Advert], trusted: Sequence[str]
+    ) -> None:
+        self.groups, self.adverts, self.trusted = groups, adverts, trusted
+        self.classes: dict[Path_, Callable[..., Any]] = {}  # which class stands where, by path without init_args
+
+    def check(self, layer: Layer) -> None:
+        """Check one layer.
+
+        Raises:
+            ConfigError: A key is unknown, a class is unknown or not trusted, or a linked value is written.
+        """
+        for name, value in layer.values.items():
+            if name not in self.groups[None]:
+                self._refuse(layer, (name,), name, self.groups[None], "")
+            base = name.removesuffix("+")
+            if base in self.groups and isinstance(value, dict):
+                for key, inner in value.items():
+                    if key.removesuffix("+") not in self.groups[base]:
+                        self._refuse(layer, (name, key), key, self.groups[base], f"{name}.")
+                    self._value(layer, (name, key), (name, key.removesuffix("+")), inner)
+            else:
+                self._value(layer, (name,), (base,), value)
+
+    def _value(self, layer: Layer, path: Path_, place: Path_, value: Any) -> None:
+        if isinstance(value, list):
+            for index, item in enumerate(value):
+                self._value(layer, (*path, str(index)), (*place, str(index)), item)
+        elif isinstance(value, str) and (place in self.classes or value in self.adverts):
+            self._name_class(layer, path, place, value)
+        elif isinstance(value, dict):
+            if isinstance(value.get("class_path"), str):
+                self._name_class(layer, (*path, "class_path"), place, value["class_path"])
+            if place in self.classes:
+                self._arguments(layer, path, place, value)
+
+    def _arguments(self, layer: Layer, path: Path_, place: Path_, value: dict[str, Any]) -> None:
+        valid = parameters(self.classes[place])
+        inner = [(path, {key: item for key, item in value.items() if key not in META_KEYS})]
+        if isinstance(value.get("init_args"), dict):
+            inner.append(((*path, "init_args"), value["init_args"]))
+        for where, arguments in inner:
+            for key, item in arguments.items():
+                name = key.removesuffix("+")
+                if name not in valid:
+                    self._refuse(layer, (*where, key), name, valid, ".".join(place) + ".", self.classes[place])
+                if (*place, name) in LINKED:
+                    raise ConfigError(
+                        f"{layer.places.get((*where, key), '')}: {'.'.join((*place, name))}: "
+                        f"{LINKED[(*place, name)]} comes from elsewhere and would be overwritten: remove this line"
+                        + (" (the data states it)" if place[0] == "model" else "")
+                    )
+                self._value(layer, (*where, key), (*place, name), item)
+
+    def _name_class(self, layer: Layer, path: Path_, place: Path_, name: str) -> None:
+        where = f"{layer.places.get(path, '.'.join(path))}: {'.'.join(place)}"
+        if name in self.adverts:
+            self.classes[place] = self.adverts[name].load()
+        elif "." in name:
+            if not is_trusted(name, self.trusted):
+                raise ConfigError(
+                    f"{where}: {name} is in a package that experiments may not import by default: "
+                    f"add --trust {name.partition('.')[0]} if you trust it"
+                )
+            self.classes[place] = self._import(name, where)
+        else:
+            found = known_short_class(name)
+            if found is None:
+                raise ConfigError(f"{where}: there is no class {name}; {suggest(name, self._names_for(place))}".rstrip("; "))
+            self.classes[place] = found
+
+    def _names_for(self, place: Path_) -> list[str]:
+        kind = {"model": "tasks", "data": "data", "backbone": "backbones", "head": "heads", "loss": "losses"}.get(place[-1])
+        if kind is not None:
+            return [advert.name for advert in self.adverts.values() if advert.kind == kind]
+        return [*self.adverts, *known_short_names()]
+
+    @staticmethod
+    def _import(name: str, where: str) -> Callable[..., Any]:
+        import importlib
+
+        module, _, attribute = name.rpartition(".")
+        try:
+            loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"{where}: {name} cannot be imported: {error}") from error
+        return loaded
+
+    @staticmethod
+    def _refuse(
+        layer: Layer, path: Path_, name: str, valid: frozenset[str], prefix: str, owner: Callable[..., Any] | None = None
+    ) -> None:
+        of = f" of {owner.__name__}" if owner is not None else ""
+        place = layer.places.get(path, "")
+        hint = suggest(name, valid)
+        raise ConfigError(f"{place}: unknown key {prefix}{name}{of}" + (f"; {hint}" if hint else ""))

@@ -1,0 +1,302 @@
+"""One experiment from its layers to its results, on LightningCLI."""
+
+import logging
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from framework.cli.door import Door, parameters
+from framework.cli.layers import Layer
+from framework.cli.progress import Progress
+from framework.data.datamodule import VisionData
+from framework.errors import ConfigError
+from framework.prediction import PredictionWriter
+from framework.registry import advertised, trusted_modules
+from framework.run import ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
+from framework.tasks.base import Task
+from framework.tracking.pictures import Pictures
+
+TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckpt_path", "weights_only", "verbose"})
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are a few lines, and name the file and line of what is wrong."""
+
+    layers: Sequence[Layer] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Raise what argparse would print a page of usage for."""
+        raise ConfigError(explain(message, self.layers)) from ex
+
+
+def explain(message: str, layers: Sequence[Layer]) -> str:
+    """Put a message of jsonargparse into a few lines with the place of the key that it names."""
+    match = re.search(r'(?:Parser key|Option|option) ["\']([\w.+]+)["\']', message)
+    place = _place(match[1], layers) if match is not None else ""
+    lines = [line.rstrip() for line in message.splitlines() if not re.search(r"Given value|Subtypes:|Does not validate", line)]
+    text = "\n".join(line for line in lines if line.strip() and "Expected a <class 'NoneType'>" not in line)
+    text = re.sub(r"<class '([\w.]+)'>", lambda found: found[1].rpartition(".")[2], text)
+    text = re.sub(r'Parser key "([\w.+]+)":\s*(?:Errors:\s*)?(?:- )?', r"\1: ", text)
+    given = re.search(r"Given value: (.{1,80})", message)
+    if given is not None and "Got value" not in text:
+        text += f"; got {given[1]}"
+    return "\n".join(f"{place}{text}".splitlines()[:8])
+
+
+def _place(key: str, layers: Sequence[Layer]) -> str:
+    wanted = key.split(".")
+    for layer in reversed(layers):
+        for path, place in layer.places.items():
+            if [name for name in path if name != "init_args"][-len(wanted) :] == wanted:
+                return f"{place}: "
+    return ""
+
+
+class ExperimentCLI(LightningCLI):
+    """Lightning's CLI with any task, any data and any advertised plugin."""
+
+    def __init__(self, name: str, layers: Sequence[Layer], **options: Any) -> None:
+        self.experiment_name, self.layers = name, layers
+        super().__init__(
+            Task,
+            VisionData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # tasks build their own parameter groups
+            save_config_callback=None,  # the run folder keeps the config
+            seed_everything_default=0,
+            parser_kwargs={"allow_abbrev": False},
+            **options,
+        )
+
+    # Parsing.
+
+    def init_parser(self, **options: Any) -> LightningArgumentParser:
+        """Build our parser in place of Lightning's."""
+        parser = Parser(**options)
+        parser.layers = self.layers
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="An experiment; may be given several times.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run folder, and link what the data states into the model."""
+        parser.add_class_arguments(RunFolder, "run")
+        parser.set_defaults({"run.name": self.experiment_name})
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.classes", "model.init_args.class_names", list, apply_on="instantiate")
+        parser.link_arguments("data.ignore_index", "model.init_args.ignore_index", apply_on="instantiate")
+        parser.link_arguments(
+            "data.channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate"
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the config given win over what a checkpoint remembers (Lightning's own lets the checkpoint win)."""
+
+    # Building.
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
+        config = self._get(self.config_init, "trainer", default={})
+        self.run: RunFolder = self._get(self.config_init, "run")
+        self.record = MetricsRecord(self.run.path)
+        callbacks: list[Callback] = [
+            ConfigInCheckpoint(self.plain_config()),
+            FiniteLoss(),
+            self.record,
+            Pictures(self.run.pictures),
+            PredictionWriter(self.run.path / "predictions"),
+        ]
+        if self.subcommand == "fit":
+            callbacks += self.run.checkpoint_callbacks()
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(Progress())
+        defaults: dict[str, Any] = {
+            "logger": config.get("logger") or False,  # Lightning's own would write elsewhere
+            "precision": config.get("precision") or default_precision(config.get("accelerator") or "auto"),
+            "default_root_dir": str(self.run.path),
+            "enable_model_summary": config.get("enable_model_summary") or False,  # `summary` says it in a line
+            "use_distributed_sampler": False,  # our loaders know their rank
+            "callbacks": [*given, *callbacks],
+            **kwargs,
+        }
+        return super()._instantiate_trainer({**config, **defaults}, [])
+
+    def plain_config(self) -> dict[str, Any]:
+        """Return the resolved config of this command as plain types, without what is linked."""
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        for key in ("config", "ckpt_path", "weights_only", "verbose"):
+            plain.pop(key, None)
+        return plain
+
+    # Running.
+
+    def open_door(self) -> None:
+        """Check what callbacks monitor and every file of the data, then make the run folder."""
+        check_monitors(self.trainer, self.model.metric_names())
+        if self.subcommand == "predict":
+            self.datamodule.predict_dataloader()
+        else:
+            for warning in self.datamodule.check_files()[:5]:
+                print(f"warning: {warning}", file=sys.stderr)
+        config = self.plain_config()
+        self.run.create(yaml.safe_dump(config, sort_keys=False))
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "bind"):
+                logger.bind(self.run.path, self.run.id, f"{self.run.name}/{self.run.id}")
+            if hasattr(logger, "log_config"):
+                logger.log_config(config)
+        print(self.summary())
+
+    def summary(self) -> str:
+        """Say in a few lines what will run."""
+        trainer, model = self.trainer, self.model
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
+        counts = ", ".join(f"{count} {name}" for name, count in self.datamodule.counts.items()) if self.subcommand != "predict" else ""
+        device = trainer.strategy.root_device.type
+        lines = [
+            f"run       {self.run.path}",
+            f"model     {type(model).__name__}, {type(model.backbone).__name__}, {total / 1e6:.1f} M parameters, "
+            f"{trained / 1e6:.1f} M trained",
+            f"data      {type(self.datamodule).__name__}: {counts}; classes {', '.join(self.datamodule.classes[:8])}"
+            + (f" and {len(self.datamodule.classes) - 8} more" if len(self.datamodule.classes) > 8 else ""),
+            f"device    {trainer.num_devices} x {device}, precision {trainer.precision}, {torch.get_num_threads()} threads, "
+            f"{self.datamodule.worker_count(trainer.world_size)} loader workers",
+        ]
+        return "\n".join(lines)
+
+    def before_fit(self) -> None:
+        """Open the door."""
+        self.open_door()
+
+    before_validate = before_test = before_predict = before_fit
+
+    def after_fit(self) -> None:
+        """Validate and test the best checkpoint, and say where everything is."""
+        trainer = self.trainer
+        if trainer.interrupted or trainer.fast_dev_run:
+            return
+        best = self.run.checkpoints / "best.ckpt"
+        with quiet(trainer):
+            self.record.record_final(trainer.validate(self.model, self.datamodule, str(best), verbose=False)[0])
+            if "test" in self.datamodule.splits():
+                self.record.record_final(trainer.test(self.model, self.datamodule, str(best), verbose=False)[0])
+        self.report()
+
+    def after_validate(self) -> None:
+        """Keep the figures."""
+        self.record.record_final(self.trainer.callback_metrics)
+        self.report()
+
+    after_test = after_validate
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        print(f"predictions  {self.run.path / 'predictions'}")
+
+    def report(self) -> None:
+        """Print the final figures and where everything is."""
+        if not self.trainer.is_global_zero:
+            return
+        for name, value in self.record.final.items():
+            if name.split("/")[1] in ("miou", "iou", "score") and value is not None:
+                print(f"{name:24} {value:.4f}")
+        where = {"checkpoints": "checkpoints", "metrics": "metrics.json", "pictures": "pictures", "config": "config.yaml"}
+        for what, file in where.items():
+            path = self.run.path / file
+            if path.exists() and (path.is_file() or any(path.iterdir())):
+                print(f"{what:12} {path}")
+
+
+@contextmanager
+def quiet(trainer: Trainer) -> Iterator[None]:
+    """Leave the progress bar out."""
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        bar.disable()
+    yield
+    if bar is not None:
+        bar.enable()
+
+
+def default_precision(accelerator: str) -> str:
+    """Choose bf16 where the device has it, else float32."""
+    on_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")  # TF32
+    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
+
+def run_experiment(
+    command: str, files: Sequence[Path], options: Sequence[str], layers: Sequence[Layer], trust: Sequence[str]
+) -> int:
+    """Run one command of one experiment; returns the exit code."""
+    hush()
+    if trust:
+        sys.path.insert(0, str(Path.cwd()))
+    adverts = advertised()
+    trusted = trusted_modules(adverts, trust)
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
+    groups: dict[str | None, frozenset[str]] = {
+        None: TOP_KEYS,
+        "trainer": parameters(Trainer),
+        "run": parameters(RunFolder),
+    }
+    door = Door(groups, adverts, trusted)
+    for layer in layers:
+        door.check(layer)
+    name = files[-1].stem if len(files) > 1 else "run"  # the first are the defaults
+    configs = [part for file in files for part in ("--config", str(file))]
+    cli = ExperimentCLI(name, layers, args=[command, *(["--help"] if "--help-all" in options else [*configs, *options])])
+    return 130 if cli.trainer.interrupted else 0
+
+
+def hush() -> None:
+    """Silence what Lightning says at every start and that no user can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        "LightningCLI's args parameter",  # we hand it the arguments on purpose
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
+        ".*does not have many workers.*",  # chosen from the cores, or by the user
+        "Found .* module.* in eval mode",  # frozen layers rest
+        "Checkpoint directory .* exists and is not empty",  # the run folder's own
+        ".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+@contextmanager
+def experiment_of(checkpoint: Path) -> Iterator[Path]:
+    """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
+
+    Raises:
+        ConfigError: The checkpoint is missing, damaged, or none of ours.
+    """
+    if not checkpoint.is_file():
+        raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
+    try:
+        config = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config")
+    except Exception as error:
+        raise ConfigError(f"--ckpt_path: {checkpoint} is no whole checkpoint ({type(error).__name__}: {error})") from error
+    if config is None:
+        raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{config['run']['name']}.yaml")
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+        yield file

@@ -1,0 +1,156 @@
+"""Experiment files and dotted options as layers of plain values that know where each stands. No torch in here."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from framework.errors import ConfigError
+
+Path_ = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One file, or the options of the command line.
+
+    Args:
+        values: Nested plain values.
+        places: Where each key stands, by its path: `file:line`, or the option as typed.
+    """
+
+    values: dict[str, Any]
+    places: dict[Path_, str] = field(default_factory=dict)
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that reads 1e-3 as a number, as jsonargparse does."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def read_layer(path: Path) -> Layer:
+    """Read an experiment file.
+
+    Raises:
+        ConfigError: The file is missing or not YAML, a key is doubled (YAML would keep only the last), or the top is no
+            mapping; with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"--config: {path} does not exist{_nearby(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {path} cannot be read: {error}") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        values = _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
+        tab = " (YAML does not allow tabs: indent with spaces)" if "\\t" in str(error.problem) else ""
+        raise ConfigError(f"{path}:{line}: not YAML: {error.problem}{tab}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: an experiment is a mapping with keys such as model and data, not {type(values).__name__}")
+    return Layer(values, dict(_places(node, (), str(path))))
+
+
+def _nearby(path: Path) -> str:
+    from framework.errors import suggest
+
+    folder = path.parent if path.parent.is_dir() else Path("experiments")
+    hint = suggest(path.name, [file.name for file in folder.glob("*.yaml")])
+    return f"; in {folder}: {hint}" if hint else ""
+
+
+def _places(node: yaml.Node | None, path: Path_, file: str) -> Iterator[tuple[Path_, str]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            name = str(key.value)
+            if name in seen and name != "<<":
+                raise ConfigError(
+                    f"{file}:{line}: {'.'.join((*path, name))} stands twice (first in line {seen[name]}): remove one"
+                )
+            seen[name] = line
+            yield (*path, name), f"{file}:{line}"
+            yield from _places(value, (*path, name), file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*path, str(index)), f"{file}:{value.start_mark.line + 1}"
+            yield from _places(value, (*path, str(index)), file)
+
+
+def option_layer(arguments: Sequence[str]) -> Layer:
+    """Turn `--a.b value` and `--a.b=value` into a layer; options without a dot or a value are passed over."""
+    values: dict[str, Any] = {}
+    places: dict[Path_, str] = {}
+    for option, text in _options(arguments):
+        path = tuple(option.removeprefix("--").split("."))
+        if text is None:
+            continue
+        inside = values
+        for name in path[:-1]:
+            nested = inside.setdefault(name, {})
+            if not isinstance(nested, dict):  # `--data MaskFolder --data.root DIR`
+                nested = inside[name] = {"class_path": nested}
+            inside = nested
+        value = _value(text)
+        inside[path[-1]] = {**inside[path[-1]], "class_path": value} if isinstance(inside.get(path[-1]), dict) else value
+        for depth in range(1, len(path) + 1):
+            places.setdefault(path[:depth], option)
+    return Layer(values, places)
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if not argument.startswith("--"):
+            continue
+        option, equals, text = argument.partition("=")
+        if equals:
+            yield option, text
+        elif position < len(arguments) and not arguments[position].startswith("--"):
+            yield option, arguments[position]
+            position += 1
+        else:
+            yield option, None
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+    except yaml.YAMLError:
+        return text
+
+
+def split_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Separate `--config FILE` (any number, also `-c` and `=`) from the other arguments."""
+    files: list[Path] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        position += 1
+        if argument.startswith("--config="):
+            files.append(Path(argument.partition("=")[2]))
+        elif argument in ("--config", "-c"):
+            if position == len(arguments):
+                raise ConfigError("--config needs the path of an experiment, such as experiments/unet_seg.yaml")
+            files.append(Path(arguments[position]))
+            position += 1
+        else:
+            rest.append(argument)
+    return files, rest

@@ -1,0 +1,140 @@
+"""The entry points: help and mistakes are answered before torch is imported; one place turns errors into exit codes."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from framework import __version__
+from framework.cli.layers import option_layer, read_layer, split_configs
+from framework.errors import ConfigError, UserError, suggest
+
+COMMANDS = {
+    "fit": "train, then validate and test the best checkpoint",
+    "validate": "validate a checkpoint",
+    "test": "test a checkpoint",
+    "predict": "predict a folder of images with a checkpoint",
+}
+DEFAULTS = Path(__file__).with_name("defaults.yaml")
+
+HELP = """usage: {command} --config EXPERIMENT.yaml [--config MORE.yaml ...] [--KEY VALUE ...]
+
+{what}
+
+  --config FILE            an experiment; a later one overrides an earlier one
+  --model.KEY VALUE        any argument of the task, dotted: --model.backbone.name resnet50
+  --data.KEY VALUE         any argument of the data; --data CLASS chooses another data set
+  --trainer.KEY VALUE      any argument of Lightning's Trainer: --trainer.max_epochs 20
+  --trainer.callbacks+=C   add a callback
+  --run.name, --run.root, --run.id    where the run's folder is
+  --ckpt_path FILE         a checkpoint{checkpoint}
+  --print_config           print the resolved experiment, and stop
+  --trust MODULE           let the experiment import classes from one more module
+  --debug                  show tracebacks
+  --help-all               every argument there is (takes the seconds that importing torch takes)"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `framework`; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: framework COMMAND ...\n")
+        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        print("\n`framework COMMAND --help` says more.")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"vision-plugin-framework {__version__}")
+        return 0
+    debug = "--debug" in arguments
+    try:
+        return _run(arguments[0], [argument for argument in arguments[1:] if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        lines = str(error).strip().splitlines()[:6]
+        print(f"internal error: {type(error).__name__}: {chr(10).join(lines)}", file=sys.stderr)
+        print("this is a bug of ours or of a plugin: add --debug for the traceback", file=sys.stderr)
+        return 1
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    if command not in COMMANDS:
+        raise ConfigError(f"there is no command {command}; {suggest(command, COMMANDS)}")
+    if "-h" in arguments or "--help" in arguments:
+        checkpoint = " to go on from" if command == "fit" else "; it brings its experiment with it"
+        print(HELP.format(command=command, what=COMMANDS[command], checkpoint=checkpoint))
+        return 0
+    files, options = split_configs(arguments)
+    trust, options = _take_trust(options)
+    if "--help-all" not in options and not files:
+        if command == "fit" and not any(option.startswith("--model") for option in options):
+            found = ", ".join(str(path) for path in sorted(Path("experiments").glob("*.yaml")))
+            raise ConfigError(f"fit needs an experiment: fit --config FILE{f' (here: {found})' if found else ''}")
+        checkpoint = option_layer(options).values.get("ckpt_path")
+        if command != "fit" and checkpoint is not None:
+            from framework.cli.experiment import experiment_of
+
+            with experiment_of(Path(checkpoint)) as file:
+                return _run_layers(command, [file], options, trust)
+        if command != "fit":
+            raise ConfigError(f"{command} needs a checkpoint: {command} --ckpt_path runs/NAME/ID/checkpoints/best.ckpt")
+    return _run_layers(command, [DEFAULTS, *files], options, trust)
+
+
+def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str]) -> int:
+    layers = [*(read_layer(file) for file in files), option_layer(options)]  # mistakes in YAML cost no import of torch
+    from framework.cli.experiment import run_experiment
+
+    return run_experiment(command, files, options, layers, trust)
+
+
+def _take_trust(options: list[str]) -> tuple[list[str], list[str]]:
+    trust: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(options):
+        if options[position].startswith("--trust="):
+            trust.append(options[position].partition("=")[2])
+        elif options[position] == "--trust":
+            position += 1
+            if position == len(options):
+                raise ConfigError("--trust needs the name of a module")
+            trust.append(options[position])
+        else:
+            rest.append(options[position])
+        position += 1
+    return trust, rest
+
+
+def fit() -> int:
+    """Run `fit`."""
+    return main(["fit", *sys.argv[1:]])
+
+
+def validate() -> int:
+    """Run `validate`."""
+    return main(["validate", *sys.argv[1:]])
+
+
+def test() -> int:
+    """Run `test`."""
+    return main(["test", *sys.argv[1:]])
+
+
+def predict() -> int:
+    """Run `predict`."""
+    return main(["predict", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,1 @@
+"""What a task trains on: splits on disk or rendered, transforms, loaders."""

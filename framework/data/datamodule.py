@@ -1,0 +1,254 @@
+"""The base of all data: what a data set states, its splits, and its loaders.
+
+A batch is a dict. Every task's has
+
+- `image`: uint8 (B, C, H, W), or float in [0, 1] after photometric augmentation;
+- `id`: list of str, what to call a sample in pictures and reports;
+- `is_pad`: bool (B,), a sample that only evens out the processes; metrics leave it out.
+
+Evaluation batches have `size` and `original_size`, lists of (height, width): of each image as the network sees it, and
+as stored. Smaller images of a batch are padded at the bottom and right. Targets: `mask` long (B, H, W),
+`boxes` float xyxy in pixels and `labels` long (lists, one per image), `depth` float (B, H, W) in metres with 0 unknown,
+`label` long (B,).
+"""
+
+import os
+from abc import ABC, abstractmethod
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch import LightningDataModule
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from framework.data.check import check_splits
+from framework.data.images import find_images, read_image
+from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, Sample, Samples, collate
+from framework.data.transforms import EvalTransform, Photometric, TrainTransform
+from framework.errors import ConfigError, DataError
+
+SplitName = Literal["train", "val", "test"]
+
+
+class VisionData(LightningDataModule, ABC):
+    """Base of all data modules.
+
+    Args:
+        batch_size: Samples a step and process.
+        num_workers: Loader processes; null: chosen from the cores.
+        seed: Seed of order and augmentation; the command line links it to `seed_everything`.
+        repeats: How often an epoch visits each training image, each time augmented anew.
+        resize: Bring the shorter side of every image to this many pixels; null: as stored.
+        train_transforms: torchvision v2 transforms for training, by class_path; null: the task's default.
+        photometric: Brightness, contrast and saturation changes in training; null: none.
+        predict_dir: Folder of images for `predict`.
+        check: Look at every file before training.
+        check_cache: Folder that remembers what was found in order.
+    """
+
+    classes: tuple[str, ...]
+    channels: int
+    ignore_index: int | None = None
+
+    def __init__(
+        self,
+        batch_size: PositiveInt = 8,
+        num_workers: NonNegativeInt | None = None,
+        seed: int = 0,
+        repeats: PositiveInt = 1,
+        resize: PositiveInt | None = None,
+        train_transforms: list[v2.Transform] | None = None,
+        photometric: Photometric | None = None,
+        predict_dir: str | None = None,
+        check: bool = True,
+        check_cache: str = "runs/.data_check",
+    ) -> None:
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed, self.repeats = batch_size, num_workers, seed, repeats
+        self.resize, self.photometric, self.predict_dir = resize, photometric, predict_dir
+        self.train_transforms = train_transforms
+        self.check, self.check_cache = check, Path(check_cache)
+        self._splits: dict[str, Samples] = {}
+        self._checked = False
+
+    # What a data set says.
+
+    @abstractmethod
+    def split(self, name: SplitName) -> Samples | None:
+        """Return a split, or None if the data set lacks it (only `test` may be lacking)."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Samples by split, of the splits that there are."""
+        return {name: len(samples) for name, samples in self.splits().items()}
+
+    def default_transforms(self) -> list[v2.Transform]:
+        """Return the training transforms used where the config names none."""
+        return []
+
+    def rules(self) -> str:
+        """Return everything besides the files that the data check's verdict depends on."""
+        return repr((type(self).__qualname__, self.classes, self.channels, self.ignore_index))
+
+    # Splits and their check.
+
+    def splits(self) -> dict[str, Samples]:
+        """Return all splits there are.
+
+        Raises:
+            DataError: A split is missing or empty.
+        """
+        if not self._splits:
+            names: tuple[SplitName, ...] = ("train", "val", "test")
+            found = {name: self.split(name) for name in names}
+            for name, samples in found.items():
+                if samples is None and name != "test":
+                    raise DataError(f"{type(self).__name__} has no {name} split")
+                if samples is not None and not len(samples):
+                    raise DataError(f"{type(self).__name__}: the {name} split is empty")
+            self._splits = {name: samples for name, samples in found.items() if samples is not None}
+        return self._splits
+
+    def check_files(self) -> list[str]:
+        """Look at every file of every split once; returns warnings.
+
+        Raises:
+            DataError: Files are wrong; or there are fewer training samples than a batch.
+        """
+        splits = self.splits()
+        length = len(splits["train"]) * self.repeats
+        if length < self.batch_size:
+            raise DataError(
+                f"the train split gives {length} samples an epoch, fewer than one batch of {self.batch_size}, so nothing "
+                f"would be trained: lower data.batch_size to at most {length}, or raise data.repeats"
+            )
+        if self._checked or not self.check:
+            return []
+        warnings = check_splits(splits, self.rules(), self.check_cache)
+        self._checked = True
+        return warnings
+
+    def prepare_data(self) -> None:
+        """Check the files, in one process."""
+        self.check_files()
+
+    # Loaders.
+
+    def train_batches(self, world_size: int = 1) -> int:
+        """Return how many batches an epoch gives each of `world_size` processes."""
+        return len(self.splits()["train"]) * self.repeats // (self.batch_size * world_size)
+
+    def train_dataloader(self) -> KeyedLoader:
+        """Return the training loader."""
+        transforms = self.train_transforms if self.train_transforms is not None else self.default_transforms()
+        transform = TrainTransform(self.resize, transforms, self.photometric)
+        return self._loader(KeyedSamples(self.splits()["train"], transform, self.seed), shuffle=True)
+
+    def val_dataloader(self) -> KeyedLoader:
+        """Return the validation loader."""
+        return self._eval_loader(self.splits()["val"])
+
+    def test_dataloader(self) -> KeyedLoader:
+        """Return the test loader.
+
+        Raises:
+            DataError: There is no test split.
+        """
+        if "test" not in self.splits():
+            raise DataError(f"{type(self).__name__} has no test split")
+        return self._eval_loader(self.splits()["test"])
+
+    def predict_dataloader(self) -> KeyedLoader:
+        """Return a loader over the images of `predict_dir`.
+
+        Raises:
+            ConfigError: `predict_dir` is not given, or no folder of images.
+        """
+        if self.predict_dir is None:
+            raise ConfigError("predict needs images: give --data.predict_dir FOLDER")
+        folder = Path(self.predict_dir)
+        if not folder.is_dir():
+            raise ConfigError(f"data.predict_dir: {folder} is no folder")
+        return self._eval_loader(self.unlabelled(folder))
+
+    def unlabelled(self, folder: Path) -> Samples:
+        """Return the images of a folder as samples without targets."""
+        return ImageFiles(list(find_images(folder).values()), self.channels, self.resize)
+
+    def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Finish a batch on the device: photometric augmentation, masks as long."""
+        factors = batch.pop("photometric", None)
+        if factors is not None:
+            batch["image"] = Photometric.apply(batch["image"], factors)
+        if "mask" in batch:
+            batch["mask"] = batch["mask"].long()
+        return batch
+
+    def _eval_loader(self, samples: Samples) -> KeyedLoader:
+        return self._loader(KeyedSamples(samples, EvalTransform(self.resize), self.seed), shuffle=False)
+
+    def _loader(self, dataset: KeyedSamples, shuffle: bool) -> KeyedLoader:
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        world = self.trainer.world_size if self.trainer is not None else 1
+        length = len(dataset.samples) * (self.repeats if shuffle else 1)
+        batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world)
+        workers = self.worker_count(world)
+        return KeyedLoader(
+            dataset,
+            batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=partial(collate, fills={"mask": self.ignore_index or 0}),
+        )
+
+    def worker_count(self, world_size: int = 1) -> int:
+        """Return the number of loader processes: as configured, else half the cores a process has, at most 8."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(8, max(1, (os.cpu_count() or 1) // (2 * world_size)))
+
+
+class ImageFiles:
+    """Images without targets.
+
+    Args:
+        paths: The files.
+        channels: Channels they are brought to.
+        resize: Shorter side they will be brought to, if any.
+    """
+
+    def __init__(self, paths: list[Path], channels: int, resize: int | None) -> None:
+        if not paths:
+            raise DataError("there are no images to predict")
+        self.paths, self.channels, self.resize = paths, channels, resize
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Sample:
+        """Return `image`, `id` and `original_size` of one file."""
+        path = self.paths[index]
+        values, size = read_image(path, self.channels, self.resize)
+        image = tv_tensors.Image(torch.from_numpy(values).permute(2, 0, 1))
+        return {"image": image, "id": path.stem, "original_size": size}
+
+    def problem(self, index: int) -> str | None:
+        """Say what is wrong with one file."""
+        try:
+            self.read(index)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def sources(self, index: int) -> list[str]:
+        """Return the file."""
+        return [str(self.paths[index])]

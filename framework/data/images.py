@@ -1,0 +1,173 @@
+"""Decoding: any image or mask file to integers, or an error that names the file."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from framework.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def find_images(folder: Path) -> dict[str, Path]:
+    """Map file stems to image files in a folder, sorted by name; hidden files are passed over.
+
+    Raises:
+        DataError: Two images share a stem, so that a mask could belong to either.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise DataError(f"{path} and {found[path.stem].name} share a name: keep one, or rename it and its mask")
+        found[path.stem] = path
+    return found
+
+
+class Decoded(NamedTuple):
+    """A decoded file: the picture, and its (height, width) in full, of which a JPEG may be decoded at a fraction."""
+
+    picture: Image.Image
+    size: tuple[int, int]
+
+
+def decode(path: Path, at_least: int | None = None) -> Decoded:
+    """Decode a whole file with its EXIF rotation applied.
+
+    Pillow, because torchvision's decoder crashes the process on a damaged PNG.
+
+    Args:
+        path: The file.
+        at_least: Shorter side that will be needed: a much larger JPEG is decoded at a half, quarter or eighth.
+
+    Raises:
+        DataError: The file is missing, empty, truncated, no image, or animated.
+    """
+    try:
+        image = Image.open(path)
+        if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"{path} is animated: save the frame that is meant as an image of its own")
+        width, height = image.size
+        if at_least is not None and image.format == "JPEG":
+            image.draft(None, (at_least, at_least))
+        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter turn
+        image.load()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except UnidentifiedImageError:
+        size = path.stat().st_size
+        what = "is empty (0 bytes)" if size == 0 else f"is no image that Pillow can read ({size} bytes)"
+        raise DataError(f"{path} {what}: replace or remove it") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is larger than Pillow allows ({error}): cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}): replace or remove it") from None
+    return Decoded(ImageOps.exif_transpose(image), (width, height) if rotated else (height, width))
+
+
+class Pixels(NamedTuple):
+    """An image as uint8 (H, W, channels), and its (height, width) as stored."""
+
+    values: NDArray[np.uint8]
+    size: tuple[int, int]
+
+
+def read_image(path: Path, channels: int = 3, at_least: int | None = None) -> Pixels:
+    """Read an image file.
+
+    Grey is repeated to RGB, alpha is dropped, palettes and CMYK become RGB.
+
+    Raises:
+        DataError: The file cannot be read, or has more than 8 bits a channel, which would be clipped silently.
+    """
+    image, size = decode(path, at_least)
+    if image.mode.startswith(("I", "F")):
+        raise DataError(
+            f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits with a range you choose"
+        )
+    if channels not in _MODES:
+        raise DataError(f"{path}: an image file gives 1, 3 or 4 channels, not {channels}: set channels")
+    values = np.array(image.convert(_MODES[channels]))  # a copy: torch wants it writable
+    return Pixels(values if values.ndim == 3 else values[..., None], size)
+
+
+def read_grey16(path: Path) -> NDArray[np.uint16]:
+    """Read a 16-bit grey image as stored, (H, W)."""
+    return np.asarray(decode(path).picture).astype(np.uint16)
+
+
+class MaskTable:
+    """What the values in mask files mean.
+
+    Args:
+        values: Per class, the grey value (an int) or the colour (r, g, b) that stands for it in the files;
+            None: index masks, the value is the class.
+        ignore: Values that stand for "do not count", likewise.
+        num_classes: Number of classes.
+        ignore_index: The class index given to ignored pixels.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        ignore_index: int,
+        values: list[int | tuple[int, int, int]] | None = None,
+        ignore: list[int | tuple[int, int, int]] | None = None,
+    ) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.coloured = values is not None and any(isinstance(value, tuple) for value in values)
+        pairs = [(value, index) for index, value in enumerate(values or [])]
+        pairs += [(value, ignore_index) for value in ignore or []]
+        self.lookup = {self._code(value): index for value, index in pairs}
+
+    @staticmethod
+    def _code(value: int | tuple[int, int, int]) -> int:
+        return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """Read a mask file as class indices, uint8 (H, W), ignored pixels as `ignore_index`.
+
+        Raises:
+            DataError: The file cannot be read, or holds a value that is no class.
+        """
+        image = decode(path).picture
+        if self.coloured:
+            red, green, blue = (np.asarray(band, dtype=np.uint32) for band in image.convert("RGB").split())
+            stored = red << 16 | green << 8 | blue
+        elif image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+            stored = np.asarray(image).astype(np.int64)
+        else:
+            raise DataError(
+                f"{path} is a colour mask (mode {image.mode}), but the classes have no colours: "
+                "save it as an index mask, or write `name = R G B` lines in classes.txt"
+            )
+        return self._to_classes(stored, path)
+
+    def _to_classes(self, stored: NDArray[np.integer], path: Path) -> NDArray[np.uint8]:
+        present, inverse = np.unique(stored, return_inverse=True)
+        classes = np.empty(len(present), dtype=np.uint8)
+        wrong = []
+        for i, value in enumerate(present.tolist()):
+            index = self.lookup.get(value) if self.lookup else value
+            if index is None or not (0 <= index < self.num_classes or index == self.ignore_index):
+                wrong.append(value)
+            else:
+                classes[i] = index
+        if wrong:
+            raise DataError(self._explain(wrong, stored, path))
+        return classes[inverse].reshape(stored.shape)
+
+    def _explain(self, wrong: list[int], stored: NDArray[np.integer], path: Path) -> str:
+        pixels = int(np.isin(stored, wrong).sum())
+        shown = [f"#{value:06x}" if self.coloured else str(value) for value in wrong[:5]]
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        if self.lookup:
+            fix = "add them to classes.txt (a line `ignore = ...` leaves pixels out)"
+        else:
+            fix = f"values must be 0 to {self.num_classes - 1}, or {self.ignore_index} for pixels to ignore"
+        return f"{path}: {pixels} pixels have values that are no class: {', '.join(shown)}{more}; {fix}"

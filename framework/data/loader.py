@@ -1,0 +1,167 @@
+"""Loaders whose order and randomness are pure functions of (seed, epoch, index)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from framework.clock import keyed_randomness, permutation
+
+Sample = dict[str, Any]
+Transform = Callable[[Sample], Sample]
+
+
+class Samples(Protocol):
+    """One split: samples by index, without any randomness."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def read(self, index: int) -> Sample:
+        """Return one sample.
+
+        Its keys are `image` (a uint8 tv_tensors.Image (C, H, W)), its targets as tv_tensors, `id`, and
+        `original_size`, the (height, width) as stored.
+        """
+
+    def problem(self, index: int) -> str | None:
+        """Say what is wrong with one sample's files, naming them; None if nothing is."""
+
+    def sources(self, index: int) -> list[str]:
+        """Return the files behind one sample, the image first."""
+
+
+class SampleKey(NamedTuple):
+    """What travels from the sampler to a worker, so that no worker holds any state."""
+
+    index: int
+    epoch: int
+    is_pad: bool = False
+
+
+class KeyedSamples(Dataset[Sample]):
+    """A split with its transforms, whose randomness comes from the key of each sample alone.
+
+    Args:
+        samples: The split.
+        transform: Applied to each sample inside its own random stream.
+        seed: The run's seed.
+    """
+
+    def __init__(self, samples: Samples, transform: Transform, seed: int) -> None:
+        self.samples, self.transform, self.seed = samples, transform, seed
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Read and transform one sample; `is_pad` marks one that only evens out the processes."""
+        sample = self.samples.read(key.index % len(self.samples))
+        with keyed_randomness(self.seed, "sample", key.epoch, key.index):
+            sample = self.transform(sample)
+        return {**sample, "is_pad": key.is_pad}
+
+
+class KeyedBatches:
+    """Batches of sample keys for one process of many.
+
+    Training: a fresh permutation each epoch, dealt out round robin, the incomplete last batch left out. Evaluation:
+    in order, the last batch kept; processes that would get one sample less get a pad, which metrics leave out.
+
+    Args:
+        length: Samples an epoch.
+        batch_size: Samples a batch and process.
+        seed: The run's seed.
+        shuffle: Training order instead of evaluation order.
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start = 0  # batches of this epoch that an interrupted run has already seen
+        self.sampler = self  # Lightning calls set_epoch on batch_sampler.sampler, not on the batch sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.length // (self.batch_size * self.world_size)
+        return -(-self._own() // self.batch_size)
+
+    def _own(self) -> int:
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        start, self.start = self.start, 0
+        if self.shuffle:
+            order = permutation(self.length, self.seed, "order", self.epoch)
+            keys = [SampleKey(index, self.epoch) for index in order[self.rank :: self.world_size]]
+        else:
+            indices = range(self.rank, self._own() * self.world_size, self.world_size)
+            keys = [SampleKey(min(index, self.length - 1), 0, index >= self.length) for index in indices]
+        for batch in range(start, len(self)):
+            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class KeyedLoader(DataLoader[Sample]):
+    """A DataLoader that knows where it is: `state_dict` holds the epoch and the batches handed out."""
+
+    batch_sampler: KeyedBatches  # type: ignore[assignment]
+
+    def __init__(self, dataset: KeyedSamples, batches: KeyedBatches, **options: Any) -> None:
+        super().__init__(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
+        self._handed_out = 0
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        # A generator: workers start at the first next(), after set_epoch (Lightning #21938).
+        self._handed_out = self.batch_sampler.start
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches already handed out."""
+        done = self._handed_out >= len(self)
+        return {"epoch": self.batch_sampler.epoch + done, "batch": 0 if done else self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.batch_sampler.epoch, self.batch_sampler.start = state["epoch"], state["batch"]
+
+
+def collate(samples: list[Sample], fills: dict[str, int]) -> Sample:
+    """Batch samples: tensors are stacked, smaller ones padded at the bottom and right; the rest becomes lists.
+
+    Args:
+        samples: Samples with the same keys.
+        fills: Padding value by key; 0 where none is given.
+    """
+    batch: Sample = {}
+    for name, first in samples[0].items():
+        values = [sample[name] for sample in samples]
+        if isinstance(first, Tensor) and name not in ("boxes", "labels"):
+            batch[name] = _stack([value.as_subclass(Tensor) for value in values], fills.get(name, 0))
+        elif isinstance(first, bool):
+            batch[name] = torch.tensor(values)
+        else:
+            batch[name] = values
+    return batch
+
+
+def _stack(tensors: list[Tensor], fill: int) -> Tensor:
+    if all(tensor.shape == tensors[0].shape for tensor in tensors):
+        return torch.stack(tensors)
+    shape = [max(sides) for sides in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    out = tensors[0].new_full((len(tensors), *shape), fill)
+    for row, tensor in zip(out, tensors, strict=True):
+        row[tuple(slice(side) for side in tensor.shape)] = tensor
+    return out

@@ -1,0 +1,102 @@
+"""Dense heads: from features to one value per output and pixel. The contract, and the simplest head."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from math import lcm
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.backbone import Features, Level
+from framework.errors import ConfigError
+
+
+class DenseHead(nn.Module, ABC):
+    """Features in, a map at image size out: logits for segmentation, raw values for depth.
+
+    A head is built as `Head(levels, prefix_tokens, outputs, ...)`: the first three come from the backbone and the
+    task, and what follows is the head's own and can be set in an experiment.
+
+    Args:
+        levels: What the backbone returns, fine to coarse.
+        prefix_tokens: Tokens that the backbone returns beside each map, the class token first; 0 for a CNN.
+        outputs: Channels of the result, such as the number of classes.
+
+    Attributes:
+        multiple: What the height and width of the padded image must be divisible by, beside what the backbone asks.
+        used: Indices of the backbone's levels that the head reads.
+    """
+
+    multiple: int
+    used: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Compute (B, outputs, *size), float, unbounded, for images whose padded height and width are `size`."""
+
+
+DenseHeadFactory = Callable[[tuple[Level, ...], int, int], DenseHead]
+"""Builds a head from (levels, prefix_tokens, outputs): the type of a task's `head` argument."""
+
+
+class LinearHead(DenseHead):
+    """Batch normalisation and a 1x1 convolution over the last levels, brought to the finest of them.
+
+    DINOv2's linear evaluation (arXiv 2304.07193, section 7.4): `layers: 1` is its "lin", 4 the features of its
+    "+ms".
+
+    Args:
+        layers: How many of the last levels are concatenated; all, if the backbone returns fewer.
+        dropout: Probability of dropping a whole channel before the convolution, in [0, 1).
+
+    Raises:
+        ConfigError: `layers` or `dropout` is out of range.
+    """
+
+    def __init__(
+        self,
+        levels: tuple[Level, ...],
+        prefix_tokens: int,
+        outputs: int,
+        *,
+        layers: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        require_positive(layers=layers)
+        require_fraction(dropout=dropout)
+        self.used = tuple(range(len(levels)))[-layers:]
+        strides = {levels[index].stride for index in self.used}
+        self.multiple = lcm(*strides) if len(strides) > 1 else 1
+        channels = sum(levels[index].channels for index in self.used)
+        self.norm = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classify = nn.Conv2d(channels, outputs, 1)
+        nn.init.normal_(self.classify.weight, std=0.01)
+
+    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Compute (B, outputs, *size)."""
+        maps = [features.maps[index] for index in self.used]
+        finest = maps[0].shape[-2:]
+        maps = [maps[0], *(resize(x, finest) for x in maps[1:])]
+        return resize(self.classify(self.dropout(self.norm(torch.cat(maps, dim=1)))), size)
+
+
+def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize (B, C, h, w) to (B, C, *size) bilinearly, edges aligned; untouched if it has that size."""
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def require_positive(**options: int) -> None:
+    """Raise a ConfigError for an option that is not at least 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
+def require_fraction(**options: float) -> None:
+    """Raise a ConfigError for an option that is not in [0, 1)."""
+    for name, value in options.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} must be at least 0 and less than 1, got {value}")

@@ -1,0 +1,114 @@
+"""Between a backbone and a head that wants a pyramid."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from math import lcm, log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.backbone import Level
+
+
+class Pyramid(nn.Module):
+    """Bring levels of any stride to the given strides, so that each map is exactly twice the next one.
+
+    A level that has an asked stride passes through untouched. A stride that is missing is made from the level
+    nearest to it by bilinear interpolation (antialiased when shrinking) and a 1x1 convolution that starts as the
+    identity. The last asked stride is always made from the deepest level, so that a backbone never computes
+    its last stage in vain. Levels of one stride (a plain ViT, a dilated CNN) are spread over the asked strides that
+    are nearest to it, in order: shallow to fine, deep to coarse.
+
+    Args:
+        levels: What the backbone returns, fine to coarse.
+        strides: What comes out, fine to coarse; each divides the last.
+
+    Attributes:
+        levels: Channels and stride of each map that comes out.
+        multiple: What height and width must be divisible by, beside what the backbone asks for. 1 if every
+            level is resampled: the neck then picks its own grid, `ceil(size / coarsest stride)` and its doubles.
+        used: Indices of the backbone's levels that are read; the others stay unused.
+
+    Raises:
+        ValueError: The levels or the strides are not fine to coarse, or a stride does not divide the last.
+    """
+
+    def __init__(self, levels: Sequence[Level], strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+        super().__init__()
+        have = [level.stride for level in levels]
+        if not have or have != sorted(have):
+            raise ValueError(f"a pyramid is made from levels that go fine to coarse, got strides {have}")
+        if sorted(set(strides)) != list(strides) or any(strides[-1] % stride for stride in strides):
+            raise ValueError(f"strides go fine to coarse and each divides the last, got {list(strides)}")
+        self.sources = _assign(have, strides)
+        self.used = tuple(sorted(set(self.sources)))
+        self.levels = tuple(
+            Level(levels[source].channels, stride) for source, stride in zip(self.sources, strides, strict=True)
+        )
+        self.resample = nn.ModuleDict(
+            {
+                str(level.stride): Resample(level.channels, shrink=have[source] < level.stride)
+                for source, level in zip(self.sources, self.levels, strict=True)
+                if have[source] != level.stride
+            }
+        )
+        untouched = len(self.resample) < len(self.levels)
+        self.multiple = lcm(strides[-1], *(have[source] for source in self.used)) if untouched else 1
+
+    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Resample maps, per level (B, channels, h, w), of images whose height and width are `size` pixels.
+
+        Raises:
+            ValueError: Height or width is not divisible by `multiple`.
+        """
+        if size[0] % self.multiple or size[1] % self.multiple:
+            raise ValueError(
+                f"this pyramid needs sides divisible by {self.multiple}, got {size[0]}x{size[1]}: pad them"
+            )
+        coarsest = self.levels[-1].stride
+        base = [-(-side // coarsest) for side in size]
+        out = []
+        for source, level in zip(self.sources, self.levels, strict=True):
+            x = maps[source]
+            if str(level.stride) in self.resample:
+                x = self.resample[str(level.stride)](x, [cells * (coarsest // level.stride) for cells in base])
+            out.append(x)
+        return out
+
+
+class Resample(nn.Module):
+    """Bilinear interpolation to a size, and a 1x1 convolution that starts as the identity.
+
+    Args:
+        channels: Depth of the map, kept.
+        shrink: Whether maps get smaller, which needs antialiasing.
+    """
+
+    def __init__(self, channels: int, shrink: bool) -> None:
+        super().__init__()
+        self.shrink = shrink
+        self.project = nn.Conv2d(channels, channels, 1)
+        nn.init.dirac_(self.project.weight)
+        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]  # there is one
+
+    def forward(self, x: Tensor, size: list[int]) -> Tensor:
+        """Resample (B, channels, h, w) to (B, channels, *size)."""
+        if not self.shrink:
+            return F.interpolate(self.project(x), size, mode="bilinear")  # the two commute: this order is cheaper
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no antialiasing in 16 bits on the CPU
+        shrunk: Tensor = self.project(F.interpolate(wide, size, mode="bilinear", antialias=True).to(x.dtype))
+        return shrunk
+
+
+def _assign(have: list[int], want: Sequence[int]) -> tuple[int, ...]:
+    """Return, for each wanted stride, the index of the level that it is made from."""
+    nearest = [min(have, key=lambda stride: (abs(log2(stride / goal)), stride)) for goal in want]
+    nearest[-1] = have[-1]
+    sources = []
+    for stride, goals in groupby(nearest):
+        equal = [index for index, other in enumerate(have) if other == stride]
+        count = len(list(goals))
+        steps = [round(i * (len(equal) - 1) / (count - 1)) for i in range(count)] if count > 1 else [-1]
+        sources += [equal[step] for step in steps]
+    return tuple(sources)

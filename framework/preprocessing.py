@@ -1,0 +1,45 @@
+"""From stored pixels to what a network takes, and back: the same functions in training, evaluation, predict and export."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Bring images to floats in [0, 1]: uint8 is divided by 255, floats pass through unchanged."""
+    return images if images.is_floating_point() else images.to(torch.get_default_dtype()).div_(255)
+
+
+def fit_shorter_side(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Return the (height, width) of the same aspect ratio whose shorter side is `shorter_side` pixels."""
+    height, width = size
+    if height <= width:
+        return shorter_side, max(1, round(width * shorter_side / height))
+    return max(1, round(height * shorter_side / width)), shorter_side
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (..., C, H, W), uint8 or float, to `size` (height, width): bilinear, antialiased."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return tv.resize(image, list(size), antialias=True)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) at the bottom and right, by repeating the edge, until both sides divide by `multiple`."""
+    height, width = images.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+def crop_back(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo `pad_to_multiple` on maps (..., H, W) of the padded size."""
+    return maps[..., : size[0], : size[1]]
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, C, H, W) floats to `size` (height, width): bilinear."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,1 @@
+"""LightningModules, one file per task, each to be read top to bottom."""

@@ -1,0 +1,158 @@
+"""What all tasks share: parameter groups, optimizer, schedule, and the way of a batch through the backbone."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from framework.backbone import Backbone
+from framework.clock import Schedule, WarmupCosine, key
+from framework.errors import ConfigError, TrainingError
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
+
+Batch = dict[str, Any]
+
+
+class Task(LightningModule, ABC):
+    """Base of all tasks.
+
+    Every task logs its headline metric as `val/score`, higher is better, beside its own metrics.
+
+    Args:
+        backbone: A backbone plugin.
+        optimizer: An optimizer class with its arguments.
+        schedule: The learning rate as a function of the step.
+        backbone_lr_factor: The backbone learns at this fraction of the learning rate.
+        freeze: Stages of the backbone, from the input on, that are never trained; `all` for the whole.
+        channels_last: Memory layout; null: channels last for convolutional backbones on a GPU.
+        compile: Compile backbone and head with torch.compile.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerFactory = AdamW,
+        schedule: Schedule | None = None,
+        backbone_lr_factor: float = 1.0,
+        freeze: int | Literal["all"] = 0,
+        channels_last: bool | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer, self.schedule = optimizer, schedule or WarmupCosine()
+        self.backbone_lr_factor, self.channels_last, self.compile_network = backbone_lr_factor, channels_last, compile
+        try:
+            backbone.probe()
+            backbone.freeze(freeze)
+        except ValueError as error:
+            raise ConfigError(f"model.backbone: {error}") from error
+
+    @abstractmethod
+    def metric_names(self) -> list[str]:
+        """Return every metric that validation will log, for checking what callbacks monitor."""
+
+    # One static partition of all parameters, from step 0 on.
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Split all parameters, frozen ones too, into named groups: backbone or head, with or without weight decay.
+
+        Norms, biases and embeddings are not decayed.
+        """
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            part = "backbone" if name.startswith("backbone.") else "head"
+            rest = parameter.ndim <= 1 or any(word in name for word in NO_DECAY)
+            groups.setdefault(f"{part}/{'no_decay' if rest else 'decay'}", []).append(parameter)
+        grouped = [parameter for group in groups.values() for parameter in group]
+        assert {id(p) for p in grouped} == {id(p) for p in self.parameters()}
+        assert len(grouped) == len({id(p) for p in grouped})
+        return [
+            {"params": groups[name], "name": name} | ({"weight_decay": 0.0} if name.endswith("/no_decay") else {})
+            for name in sorted(groups)
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over all groups, and the schedule as a pure function of the step."""
+        optimizer = _fused(self.optimizer)(self.parameter_groups())
+        for group in optimizer.param_groups:
+            if group["name"].startswith("backbone/"):
+                group["lr"] *= self.backbone_lr_factor
+        total = total_steps(self.trainer)
+        schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    # Hooks.
+
+    def setup(self, stage: str) -> None:
+        """Lay out memory and compile, as asked for."""
+        convolutional = self.backbone.prefix_tokens == 0
+        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        self.memory_format = (
+            torch.channels_last
+            if self.channels_last or (self.channels_last is None and convolutional and on_gpu)
+            else torch.contiguous_format
+        )
+        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if self.compile_network:
+            for module in self.children():
+                module.compile()  # in place: keys in checkpoints stay as they are
+
+    def on_fit_start(self) -> None:
+        """Refuse to train nothing."""
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("no parameter is trainable: lower model.freeze")
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Key dropout and drop-path by the step, so that a resumed run draws what an unbroken one would."""
+        torch.manual_seed(key(self.run_seed(), "step", self.global_step, batch_idx, self.global_rank))
+
+    def run_seed(self) -> int:
+        """Return the seed of the run, which the data module was given."""
+        return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0))
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Return the optimizer steps of a whole run, from the configuration alone: no loader is built for it.
+
+    Raises:
+        TrainingError: The run has no end, or an epoch has no batch.
+    """
+    if trainer.max_steps is not None and trainer.max_steps > 0:
+        return trainer.max_steps
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is None or not hasattr(data, "train_batches"):
+        return int(trainer.estimated_stepping_batches)
+    batches = data.train_batches(trainer.world_size)
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if trainer.overfit_batches:
+        batches = int(trainer.num_training_batches)
+    if batches == 0:
+        raise TrainingError("an epoch has no training batch: lower data.batch_size or raise data.repeats")
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        raise TrainingError("the run has no end: give trainer.max_epochs or trainer.max_steps")
+    return trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches)
+
+
+def _fused(factory: OptimizerFactory) -> OptimizerFactory:
+    """Ask for the fused kernel where the optimizer has one and the config leaves it open."""
+    given = factory.keywords if isinstance(factory, partial) else {}
+    target = factory if inspect.isclass(factory) else None
+    knows = "fused" in given or (target is not None and "fused" in inspect.signature(target).parameters)
+    return partial(factory, fused=True) if knows and given.get("fused") is None else factory
+
+
+def unpadded(batch: Batch, values: Tensor) -> Tensor:
+    """Leave out the rows of `values` that belong to pads."""
+    return values[~batch["is_pad"]]

@@ -1,0 +1,156 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from math import lcm
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from framework.backbone import Backbone
+from framework.errors import ConfigError
+from framework.heads.decoders import UNet
+from framework.heads.dense import DenseHeadFactory
+from framework.inference import DenseInference
+from framework.losses.segmentation import CrossEntropy, SegmentationLoss
+from framework.preprocessing import crop_back, pad_to_multiple, resize_logits, to_unit
+from framework.tasks.base import Batch, Task
+
+
+class Segmentation(Task):
+    """Semantic segmentation with any backbone under any dense head.
+
+    Args:
+        backbone: A backbone plugin.
+        head: A dense head; it is built on the backbone's levels.
+        loss: The training loss.
+        num_classes: Number of classes; linked from the data.
+        class_names: Names of the classes; linked from the data.
+        ignore_index: Class index of pixels that do not count; linked from the data.
+        inference: Sliding windows and test-time augmentation in validation, test and predict.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        head: DenseHeadFactory = UNet,
+        loss: SegmentationLoss | None = None,
+        class_names: list[str] | None = None,
+        ignore_index: int = 255,
+        inference: DenseInference | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        if 0 <= ignore_index < num_classes:
+            raise ConfigError(f"model.ignore_index: {ignore_index} is also a class: there are {num_classes}")
+        self.class_names = class_names or [str(index) for index in range(num_classes)]
+        if len(self.class_names) != num_classes:
+            raise ConfigError(f"model.class_names: {len(self.class_names)} names for {num_classes} classes")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.head = head(backbone.levels, backbone.prefix_tokens, num_classes)
+        self.multiple = lcm(backbone.multiple, self.head.multiple)
+        self.loss = loss or CrossEntropy()
+        self.loss.check(num_classes)
+        self.inference = inference or DenseInference()
+        self.confusion = torch.nn.ModuleDict(
+            {
+                split: MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+                for split in ("val", "test")
+            }
+        )
+        self.mean_loss = torch.nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute logits (B, num_classes, H, W) of images (B, C, H, W), uint8 or float in [0, 1], of any size."""
+        size = (int(images.shape[-2]), int(images.shape[-1]))
+        padded = pad_to_multiple(to_unit(images), self.multiple)
+        logits = self.head(self.backbone(padded), (int(padded.shape[-2]), int(padded.shape[-1])))
+        return crop_back(logits, size)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Return the loss of one batch."""
+        loss = self.loss(self(batch["image"]), batch["mask"], self.ignore_index)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        return loss
+
+    def predict_logits(self, batch: Batch) -> list[Tensor]:
+        """Compute log-probabilities (num_classes, H, W) of every image, at its own original size.
+
+        Images of one size go through together; padding inside the batch is cut away first, so that no image's
+        prediction depends on its batch mates.
+        """
+        out: list[Tensor | None] = [None] * len(batch["size"])
+        for size in dict.fromkeys(batch["size"]):
+            rows = [i for i, other in enumerate(batch["size"]) if other == size]
+            logits = self.inference(self, batch["image"][rows, :, : size[0], : size[1]])
+            for i, row in enumerate(rows):
+                out[row] = resize_logits(logits[i : i + 1], batch["original_size"][row])[0]
+        return [logits for logits in out if logits is not None]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Count one batch; returns the predicted classes of each image."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
+        """Count one batch; returns the predicted classes of each image."""
+        return self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Tensor]:
+        """Return each image's classes (H, W), uint8, at its original size."""
+        return [logits.argmax(0).to(torch.uint8) for logits in self.predict_logits(batch)]
+
+    def _evaluate(self, split: str, batch: Batch) -> STEP_OUTPUT:
+        predictions = []
+        for row, logits in enumerate(self.predict_logits(batch)):
+            height, width = logits.shape[-2:]
+            mask = batch["mask"][row, :height, :width]
+            prediction = logits.argmax(0)
+            predictions.append(prediction)
+            if batch["is_pad"][row]:
+                continue
+            self.confusion[split].update(prediction, mask)
+            self.mean_loss[split].update(self.loss(logits[None], mask[None], self.ignore_index))
+        return {"predictions": predictions}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation split."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test split."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, split: str) -> None:
+        confusion, mean_loss = self.confusion[split], self.mean_loss[split]
+        metrics = segmentation_metrics(confusion.compute().double(), self.class_names)
+        metrics = {"loss": mean_loss.compute(), **metrics, "score": metrics["miou"]}
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+        confusion.reset()
+        mean_loss.reset()
+
+    def metric_names(self) -> list[str]:
+        """Return every metric that validation will log."""
+        metrics = segmentation_metrics(torch.eye(self.num_classes), self.class_names)
+        return [f"val/{name}" for name in ("loss", "score", *metrics)]
+
+
+def segmentation_metrics(confusion: Tensor, class_names: list[str]) -> dict[str, Tensor]:
+    """Compute all metrics from one confusion matrix over all counted pixels of a split.
+
+    Args:
+        confusion: (C, C), rows are targets, columns predictions.
+        class_names: C names.
+
+    Returns:
+        `miou` and `dice`, means over the classes that occur in targets or predictions; `pixel_accuracy`;
+        `iou/NAME` and `dice/NAME`, NaN for a class that occurs in neither. All in [0, 1].
+    """
+    hits, targets, predictions = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    union = targets + predictions - hits
+    iou, dice = hits / union, 2 * hits / (targets + predictions)
+    metrics = {"miou": iou.nanmean(), "dice": dice.nanmean(), "pixel_accuracy": hits.sum() / confusion.sum()}
+    metrics |= {f"iou/{name}": value for name, value in zip(class_names, iou.unbind(), strict=True)}
+    return metrics | {f"dice/{name}": value for name, value in zip(class_names, dice.unbind(), strict=True)}

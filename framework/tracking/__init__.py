@@ -1,0 +1,1 @@
+"""Where a run is recorded: the Weights & Biases logger, and pictures for people."""
