@@ -26,8 +26,9 @@ class Pyramid(nn.Module):
 
     Attributes:
         levels: Channels and stride of each map that comes out.
-        multiple: What height and width must be divisible by, beside what the backbone asks for. 1 if every
-            level is resampled: the neck then picks its own grid, `ceil(size / coarsest stride)` and its doubles.
+        multiple: What height and width must be divisible by: the strides of the levels that are read, so that their
+            maps cover the image exactly, and the coarsest asked stride, if any level passes through untouched. If none
+            does (a ViT of patch 14), the neck picks its own grid, `ceil(size / coarsest stride)` and its doubles.
         used: Indices of the backbone's levels that are read; the others stay unused.
 
     Raises:
@@ -54,7 +55,7 @@ class Pyramid(nn.Module):
             }
         )
         untouched = len(self.resample) < len(self.levels)
-        self.multiple = lcm(strides[-1], *(have[source] for source in self.used)) if untouched else 1
+        self.multiple = lcm(*(have[source] for source in self.used), strides[-1] if untouched else 1)
 
     def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
         """Resample maps, per level (B, channels, h, w), of images whose height and width are `size` pixels.
@@ -94,11 +95,28 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor, size: list[int]) -> Tensor:
         """Resample (B, channels, h, w) to (B, channels, *size)."""
-        if not self.shrink:
-            return F.interpolate(self.project(x), size, mode="bilinear")  # the two commute: this order is cheaper
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # no antialiasing in 16 bits on the CPU
-        shrunk: Tensor = self.project(F.interpolate(wide, size, mode="bilinear", antialias=True).to(x.dtype))
-        return shrunk
+        if self.shrink:
+            shrunk: Tensor = self.project(_shrink(x, size))
+            return shrunk
+        return F.interpolate(self.project(x), size, mode="bilinear")  # the two commute: this order is cheaper
+
+
+def _shrink(x: Tensor, size: list[int]) -> Tensor:
+    """Resize (B, C, h, w) to (B, C, *size), bilinear with antialiasing, as two matrix products.
+
+    `F.interpolate(antialias=True)` has no 16 bits on the CPU, no deterministic gradient on CUDA, and is wrong when
+    only one column remains (torch 2.14, CPU).
+    """
+    rows, columns = (_triangles(old, new).to(x) for old, new in zip(x.shape[-2:], size, strict=True))
+    return rows @ x @ columns.T
+
+
+def _triangles(old: int, new: int) -> Tensor:
+    """Return (new, old): the weight of each source cell in each target cell, falling linearly with distance."""
+    step = old / new
+    distance = (torch.arange(new)[:, None] + 0.5) * step - (torch.arange(old) + 0.5)
+    weights = (1 - distance.abs() / max(step, 1.0)).clamp_min(0)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _assign(have: list[int], want: Sequence[int]) -> tuple[int, ...]:

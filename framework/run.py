@@ -5,7 +5,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from framework.errors import ConfigError, TrainingError, UserError
+from framework.errors import ConfigError, TrainingError, suggest
 
 ID_VARIABLE = "FRAMEWORK_RUN_ID"  # processes that a run starts must find its folder
 
@@ -197,18 +197,21 @@ class FiniteLoss(Callback):
         )
 
 
-def check_monitors(trainer: Trainer, names: list[str]) -> None:
+def check_monitors(trainer: Trainer, names: list[str], place: Callable[[str], str] = lambda monitor: "") -> None:
     """Check that what callbacks monitor will be logged.
 
-    Raises:
-        UserError: It will not; the message has the nearest name.
-    """
-    from framework.errors import suggest
+    Args:
+        trainer: The trainer with its callbacks.
+        names: What validation will log.
+        place: Tells where a monitor is configured.
 
+    Raises:
+        ConfigError: It will not; the message has the nearest name.
+    """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and not monitor.startswith(("train/", "lr")) and monitor not in names:
-            raise UserError(
-                f"trainer.callbacks: {type(callback).__name__} monitors '{monitor}', which is never logged; "
+            raise ConfigError(
+                f"{place(monitor)}{type(callback).__name__} monitors '{monitor}', which is never logged; "
                 f"{suggest(monitor, names)}"
             )

@@ -1,9 +1,8 @@
 """Reading weights files, and loading them into a network all or nothing."""
 
-import pickle
-import zipfile
+import re
+from argparse import Namespace
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from framework.errors import WeightsError
+from framework.errors import WeightsError, suggest
 
-# What training scripts call the state dict inside their checkpoints; averaged weights first, as they are the better ones.
+# What training scripts call the state dict inside a checkpoint; averaged weights first: they are the better ones
 WRAPPERS = (
     *("state_dict_ema", "model_ema", "teacher", "state_dict", "model_state_dict", "model"),
     *("student", "net", "module", "backbone", "encoder", "weights"),
@@ -32,14 +31,16 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
             one entry of a training checkpoint (`WRAPPERS`).
 
     Returns:
-        Parameters and buffers by name, on the CPU, without the prefixes of wrappers.
+        Parameters and buffers by name, on the CPU, without the prefixes that wrappers leave.
 
     Raises:
         WeightsError: The file is missing, damaged, holds no state dict, or could only be read by unpickling.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder: name a weights file in it")
     if not path.is_file():
-        raise WeightsError(f"no weights file {path}{_nearest(path)}")
+        raise WeightsError(f"no weights file {path}: {_nearest(path)}")
     state = _unwrap(_read(path), path)
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -74,81 +75,75 @@ def load_strictly(
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
-    if missing or unexpected or unequal:
-        problems = [
-            f"  {len(entries)} {what}: {', '.join(entries[:3])}{', ...' if len(entries) > 3 else ''}"
-            for what, entries in (
-                (f"of {len(own)} keys are missing", missing),
-                ("keys are not in the network", unexpected),
-                ("shapes differ", unequal),
-            )
-            if entries
-        ]
+    problems = [
+        f"  {len(entries)} {what}: {', '.join(entries[:3])}{', ...' if len(entries) > 3 else ''}"
+        for what, entries in (
+            (f"of {len(own)} keys missing", missing),
+            ("not in the network", unexpected),
+            ("of another shape", unequal),
+        )
+        if entries
+    ]
+    if problems:
         raise WeightsError(
             f"{source} does not fit {type(net).__name__}, nothing was loaded:\n"
             + "\n".join(problems)
-            + "\n  is it the file of another model or variant, or a checkpoint of more than the network?"
+            + "\n  is it the file of another model or variant, or of more than this network?"
         )
     net.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
 
 
 def _read(path: Path) -> Any:
     """Return what the file holds."""
-    damaged = f"{path} is damaged or no weights file: copy or download it again"
     with path.open("rb") as file:
-        if file.read(20).startswith(b"version https://git-"):
+        if file.read(32).startswith(b"version https://git-lfs"):
             raise WeightsError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    damaged = f"{path} is damaged, or no weights file: copy or download it again"
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except SafetensorError as error:
             raise WeightsError(f"{damaged} ({error})") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        if blocked := _pickled(path):
+        with torch.serialization.safe_globals([Namespace]):  # plain data, and in many a checkpoint as `args`
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make an unpickler raise anything
+        blocked = re.findall(r"GLOBAL (\S+)", str(error))
+        if blocked:
             raise WeightsError(
-                f"{path} needs unpickling, which can run any code: it holds {', '.join(blocked[:3])}; where you trust "
-                "it, load it once with torch.load(..., weights_only=False) and save its state_dict() alone"
+                f"{path} needs unpickling, which can run any code: it holds {', '.join(blocked)}; if you trust it, "
+                "load it once with torch.load(..., weights_only=False) and save its state_dict() alone"
             ) from error
-        raise WeightsError(f"{damaged} ({str(error).strip().splitlines()[0]})") from error
-
-
-def _pickled(path: Path) -> list[str]:
-    """Name the classes in a torch file that are no weights."""
-    if not zipfile.is_zipfile(path):
-        return []
-    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        reason = str(error).strip().split(". ")[0].splitlines()
+        raise WeightsError(f"{damaged} ({type(error).__name__}: {' '.join(reason)[:200]})") from error
 
 
 def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state dict in what a file holds: names to tensors, other entries left out."""
+    """Find the state dict in what a file holds: names to tensors, all else left out."""
     while isinstance(content, Mapping):
-        state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         inner = [name for name, value in content.items() if _holds_tensors(value)]
-        named = [name for name in WRAPPERS if name in inner]
-        if state and not named:
+        wrapper = next((name for name in WRAPPERS if name in inner), inner[0] if len(inner) == 1 else None)
+        state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if state and wrapper not in WRAPPERS:
             return state
-        if not named and len(inner) != 1:
+        if wrapper is None:
             break
-        content = content[(named or inner)[0]]
-    found = f"the keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else type(content).__name__
-    raise WeightsError(f"{path} holds no state dict but {found}: save model.state_dict(), names to tensors")
+        content = content[wrapper]
+    keys = f"the keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise WeightsError(f"{path} holds no state dict, but {keys}: save model.state_dict(), names to tensors")
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Tell whether a value is a mapping with tensors in it, or in one of its own mappings."""
-    return isinstance(value, Mapping) and any(
-        isinstance(entry, Tensor) or (isinstance(entry, Mapping) and _holds_tensors(entry)) for entry in value.values()
-    )
+    """Tell a state dict, and a mapping with one in it, from an optimizer's state, which lies deeper."""
+    if not isinstance(value, Mapping):
+        return False
+    entries = [*value.values(), *(x for entry in value.values() if isinstance(entry, Mapping) for x in entry.values())]
+    return any(isinstance(entry, Tensor) for entry in entries)
 
 
 def _nearest(path: Path) -> str:
     """Say what is there instead of a missing file."""
-    if path.is_dir():
-        return ": that is a folder, name a file in it"
-    if not path.parent.is_dir():
-        return f": there is no folder {path.parent.absolute()}"
-    names = [entry.name for entry in path.parent.iterdir()]
-    close = get_close_matches(path.name, names, n=1)
-    return f": did you mean {path.with_name(close[0])}?" if close else f" in {path.parent.absolute()}"
+    folder = path.parent.absolute()
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    return suggest(path.name, (entry.name for entry in folder.iterdir())) or f"nothing like it in {folder}"

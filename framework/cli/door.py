@@ -11,6 +11,17 @@ from framework.errors import ConfigError, suggest
 from framework.registry import Advert, is_trusted, known_short_class, known_short_names
 
 META_KEYS = ("class_path", "init_args", "dict_kwargs")
+CLASS_KEYS = {
+    "model": "tasks",
+    "data": "data",
+    "backbone": "backbones",
+    "head": "heads",
+    "loss": "losses",
+    "schedule": "schedules",
+    "optimizer": None,
+}
+"""Keys whose plain string is a class, and the kind of plugin that it is."""
+
 LINKED = {
     ("model", "num_classes"): "the number of classes",
     ("model", "class_names"): "the class names",
@@ -67,13 +78,18 @@ class Door:
         if isinstance(value, list):
             for index, item in enumerate(value):
                 self._value(layer, (*path, str(index)), (*place, str(index)), item)
-        elif isinstance(value, str) and (place in self.classes or value in self.adverts):
+        elif isinstance(value, str) and self._names_class(place, value):
             self._name_class(layer, path, place, value)
         elif isinstance(value, dict):
             if isinstance(value.get("class_path"), str):
                 self._name_class(layer, (*path, "class_path"), place, value["class_path"])
             if place in self.classes:
                 self._arguments(layer, path, place, value)
+
+    def _names_class(self, place: Path_, value: str) -> bool:
+        if value.endswith((".yaml", ".yml")):  # jsonargparse reads a value from a file
+            return False
+        return place in self.classes or value in self.adverts or place[-1] in CLASS_KEYS
 
     def _arguments(self, layer: Layer, path: Path_, place: Path_, value: dict[str, Any]) -> None:
         valid = parameters(self.classes[place])
@@ -111,7 +127,7 @@ class Door:
             self.classes[place] = found
 
     def _names_for(self, place: Path_) -> list[str]:
-        kind = {"model": "tasks", "data": "data", "backbone": "backbones", "head": "heads", "loss": "losses"}.get(place[-1])
+        kind = CLASS_KEYS.get(place[-1])
         if kind is not None:
             return [advert.name for advert in self.adverts.values() if advert.kind == kind]
         return [*self.adverts, *known_short_names()]

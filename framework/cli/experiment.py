@@ -16,16 +16,17 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer
 from framework.cli.progress import Progress
 from framework.data.datamodule import VisionData
-from framework.errors import ConfigError
+from framework.errors import ConfigError, UserError
 from framework.prediction import PredictionWriter
 from framework.registry import advertised, trusted_modules
 from framework.run import ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
-from framework.tasks.base import Task
+from framework.tasks.base import Task, total_steps
 from framework.tracking.pictures import Pictures
 
 TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckpt_path", "weights_only", "verbose"})
@@ -34,25 +35,43 @@ TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckp
 class Parser(LightningArgumentParser):
     """A parser whose errors are a few lines, and name the file and line of what is wrong."""
 
-    layers: Sequence[Layer] = ()
+    layers: Sequence[Layer] = ()  # of the class: jsonargparse makes parsers of its own for what is nested
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         """Raise what argparse would print a page of usage for."""
-        raise ConfigError(explain(message, self.layers)) from ex
+        inner = user_error(ex)
+        if isinstance(inner, MissingError):
+            key = re.search(r'Parser key "([\w.]+)"', message)
+            inner = ConfigError(f"{_place(key[1], self.layers)}{key[1]}: {inner}") if key is not None else inner
+        if inner is None and "arguments are required" in message:
+            names = re.sub(r".*arguments are required: ", "", message, flags=re.DOTALL).replace("fit.", "")
+            inner = MissingError(f"missing: {names} (required, and no file or option gives it)")
+        raise inner or ConfigError(explain(message, self.layers)) from ex
+
+
+class MissingError(ConfigError):
+    """A required argument is given nowhere; whoever knows of what adds it."""
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the user's error inside another that wraps it, or None."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def explain(message: str, layers: Sequence[Layer]) -> str:
     """Put a message of jsonargparse into a few lines with the place of the key that it names."""
-    match = re.search(r'(?:Parser key|Option|option) ["\']([\w.+]+)["\']', message)
+    match = re.search(r'Parser key ["\']([\w.+]+)["\']:?\s*', message)
     place = _place(match[1], layers) if match is not None else ""
-    lines = [line.rstrip() for line in message.splitlines() if not re.search(r"Given value|Subtypes:|Does not validate", line)]
-    text = "\n".join(line for line in lines if line.strip() and "Expected a <class 'NoneType'>" not in line)
+    text = message[match.end() :] if match is not None else message
     text = re.sub(r"<class '([\w.]+)'>", lambda found: found[1].rpartition(".")[2], text)
-    text = re.sub(r'Parser key "([\w.+]+)":\s*(?:Errors:\s*)?(?:- )?', r"\1: ", text)
-    given = re.search(r"Given value: (.{1,80})", message)
-    if given is not None and "Got value" not in text:
-        text += f"; got {given[1]}"
-    return "\n".join(f"{place}{text}".splitlines()[:8])
+    noise = re.compile(r"Given value|Subtypes:|Does not validate|Errors:|Expected a (NoneType|path|dot import)")
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -") and not noise.search(line)]
+    given = re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)
+    if given is not None and "Got value" not in text and "(" not in given[1]:
+        lines.append(f"got {given[1]}")
+    return f"{place}{match[1] + ': ' if match is not None else ''}{'; '.join(lines[:6]) or message.splitlines()[0]}"
 
 
 def _place(key: str, layers: Sequence[Layer]) -> str:
@@ -60,6 +79,18 @@ def _place(key: str, layers: Sequence[Layer]) -> str:
     for layer in reversed(layers):
         for path, place in layer.places.items():
             if [name for name in path if name != "init_args"][-len(wanted) :] == wanted:
+                return f"{place}: "
+    return ""
+
+
+def _place_of(key: str, value: str, layers: Sequence[Layer]) -> str:
+    """Return where a key has this value, or an empty string."""
+    for layer in reversed(layers):
+        for path, place in layer.places.items():
+            inside: Any = layer.values
+            for name in path:
+                inside = inside[int(name)] if isinstance(inside, list) else inside.get(name, {})
+            if path[-1] == key and inside == value:
                 return f"{place}: "
     return ""
 
@@ -85,8 +116,8 @@ class ExperimentCLI(LightningCLI):
 
     def init_parser(self, **options: Any) -> LightningArgumentParser:
         """Build our parser in place of Lightning's."""
+        Parser.layers = self.layers
         parser = Parser(**options)
-        parser.layers = self.layers
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="An experiment; may be given several times.")
         return parser
 
@@ -106,6 +137,13 @@ class ExperimentCLI(LightningCLI):
         """Let the config given win over what a checkpoint remembers (Lightning's own lets the checkpoint win)."""
 
     # Building.
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; what a constructor refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise user_error(error) or ConfigError(explain(str(error), self.layers)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
@@ -148,7 +186,9 @@ class ExperimentCLI(LightningCLI):
 
     def open_door(self) -> None:
         """Check what callbacks monitor and every file of the data, then make the run folder."""
-        check_monitors(self.trainer, self.model.metric_names())
+        check_monitors(self.trainer, self.model.metric_names(), lambda monitor: _place_of("monitor", monitor, self.layers))
+        if self.subcommand == "fit":
+            total_steps(self.trainer, self.datamodule)
         if self.subcommand == "predict":
             self.datamodule.predict_dataloader()
         else:
@@ -193,6 +233,8 @@ class ExperimentCLI(LightningCLI):
         if trainer.interrupted or trainer.fast_dev_run:
             return
         best = self.run.checkpoints / "best.ckpt"
+        if not best.exists():  # validation was switched off
+            best = self.run.checkpoints / "last.ckpt"
         with quiet(trainer):
             self.record.record_final(trainer.validate(self.model, self.datamodule, str(best), verbose=False)[0])
             if "test" in self.datamodule.splits():
@@ -275,6 +317,7 @@ def hush() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
         ".*does not have many workers.*",  # chosen from the cores, or by the user
         "Found .* module.* in eval mode",  # frozen layers rest
+        "Couldn't infer the batch indices",  # predictions carry the ids of their images
         "Checkpoint directory .* exists and is not empty",  # the run folder's own
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):

@@ -199,7 +199,8 @@ class VisionData(LightningDataModule, ABC):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world = self.trainer.world_size if self.trainer is not None else 1
         length = len(dataset.samples) * (self.repeats if shuffle else 1)
-        batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world)
+        reshuffle = self.trainer is None or not self.trainer.overfit_batches
+        batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world, reshuffle)
         workers = self.worker_count(world)
         return KeyedLoader(
             dataset,

@@ -72,15 +72,23 @@ class KeyedBatches:
         batch_size: Samples a batch and process.
         seed: The run's seed.
         shuffle: Training order instead of evaluation order.
+        reshuffle: A new order each epoch; False keeps the first, for overfitting a few batches on purpose.
         rank: This process.
         world_size: All processes.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        reshuffle: bool = True,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.reshuffle = rank, world_size, reshuffle
         self.epoch = 0
         self.start = 0  # batches of this epoch that an interrupted run has already seen
         self.sampler = self  # Lightning calls set_epoch on batch_sampler.sampler, not on the batch sampler
@@ -100,7 +108,7 @@ class KeyedBatches:
     def __iter__(self) -> Iterator[list[SampleKey]]:
         start, self.start = self.start, 0
         if self.shuffle:
-            order = permutation(self.length, self.seed, "order", self.epoch)
+            order = permutation(self.length, self.seed, "order", self.epoch if self.reshuffle else 0)
             keys = [SampleKey(index, self.epoch) for index in order[self.rank :: self.world_size]]
         else:
             indices = range(self.rank, self._own() * self.world_size, self.world_size)
@@ -109,19 +117,26 @@ class KeyedBatches:
             yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
-class KeyedLoader(DataLoader[Sample]):
-    """A DataLoader that knows where it is: `state_dict` holds the epoch and the batches handed out."""
+class KeyedLoader:
+    """A DataLoader that knows where it is: `state_dict` holds the epoch and the batches handed out.
 
-    batch_sampler: KeyedBatches  # type: ignore[assignment]
+    It holds a DataLoader rather than being one, because Lightning rebuilds those with samplers of its own.
+
+    Args:
+        dataset: The samples.
+        batches: Their order.
+        options: Arguments of torch's DataLoader.
+    """
 
     def __init__(self, dataset: KeyedSamples, batches: KeyedBatches, **options: Any) -> None:
-        super().__init__(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
+        self.dataset, self.batch_sampler = dataset, batches
+        self._loader: DataLoader[Sample] = DataLoader(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
         self._handed_out = 0
 
-    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Sample]:
         # A generator: workers start at the first next(), after set_epoch (Lightning #21938).
         self._handed_out = self.batch_sampler.start
-        for batch in super().__iter__():
+        for batch in self._loader:
             self._handed_out += 1
             yield batch
 

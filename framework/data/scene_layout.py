@@ -130,7 +130,7 @@ def draw_layout(seed: int, index: int, objects: tuple[int, int] = (3, 7)) -> Lay
     if not 0 <= least <= most <= 255:
         raise ConfigError(f"objects: [{least}, {most}] should be [least, most], both from 0 to 255")
     draw = Generator(Philox(key=key("scene", int(seed), int(index))))
-    pitch, azimuth, slope = draw.uniform((0.14, -2.0, 0.7), (0.36, 2.0, 2.5))
+    pitch, azimuth, slope = draw.uniform((0.14, -1.5, 0.7), (0.36, 1.5, 2.5))
     cos, sin = math.cos(pitch), math.sin(pitch)
     axes = np.array([[1.0, 0, 0], [0, -sin, -cos], [0, cos, -sin]])
     height, wall = draw.uniform((1.2, 6.8), (1.9, 8.5))
@@ -139,7 +139,7 @@ def draw_layout(seed: int, index: int, objects: tuple[int, int] = (3, 7)) -> Lay
         axes=axes,
         height=height,
         wall=wall,
-        # High up and rather behind the camera, so that most visible faces are lit.
+        # High up and behind the camera, so that the wall and most visible faces are lit.
         light=turn(axes, unit(np.array([[math.sin(azimuth)], [-math.cos(azimuth)], [slope]]))),
         ground=_draw_texture(draw, 0.35, 0.8),
         backdrop=_draw_texture(draw, 0.5, 1.2),

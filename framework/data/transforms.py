@@ -63,9 +63,9 @@ class RandomScaleCrop(v2.Transform):
 def fill_masks(transforms: Sequence[v2.Transform], ignore_index: int) -> None:
     """Make every transform that pads or rotates fill masks with `ignore_index`, where 0 would be a class."""
     for transform in transforms:
-        for module in transform.modules():
-            if isinstance(getattr(module, "_fill", None), dict):
-                module._fill = {**module._fill, tv_tensors.Mask: ignore_index}
+        fill_masks(getattr(transform, "transforms", ()), ignore_index)  # what Compose and its kin contain
+        if isinstance(getattr(transform, "_fill", None), dict):
+            transform._fill = {**transform._fill, tv_tensors.Mask: ignore_index}
 
 
 class Photometric:

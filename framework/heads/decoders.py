@@ -66,7 +66,8 @@ class UNet(_Decoder):
     Args:
         channels: Width of the five blocks, from stride 16 to the image's own size.
         norm: Normalisation after each convolution; `instance` or `none` for batches of one or two.
-        attention: `scse` puts squeeze-and-excitation, spatial and by channel, into every block.
+        attention: `scse` puts squeeze-and-excitation, spatial and by channel, into every block; it needs 16
+            channels everywhere.
         interpolation: How maps are enlarged between blocks.
         dropout: Probability of dropping a whole channel before the last convolution, in [0, 1).
 
@@ -90,6 +91,9 @@ class UNet(_Decoder):
     ) -> None:
         require_positive(channels=min(channels))
         neck = Pyramid(levels, _unet_strides(levels))
+        narrowest = min(*channels, *(level.channels for level in neck.levels))
+        if attention and narrowest < 16:
+            raise ConfigError(f"attention {attention} needs at least 16 channels everywhere, got {narrowest}")
         decoder = self.build(
             _channels(neck),
             channels,
@@ -98,6 +102,8 @@ class UNet(_Decoder):
             attention_type=attention,
             interpolation_mode=interpolation,
         )
+        *_, last = decoder.blocks.children()
+        last.attention1 = nn.Identity()  # it is for a skip connection: never called here, and dead weights break DDP
         super().__init__(neck, decoder, channels[-1], outputs, kernel_size=3, dropout=dropout)
 
 

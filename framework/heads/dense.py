@@ -24,7 +24,7 @@ class DenseHead(nn.Module, ABC):
         outputs: Channels of the result, such as the number of classes.
 
     Attributes:
-        multiple: What the height and width of the padded image must be divisible by, beside what the backbone asks.
+        multiple: What the height and width of the padded image must be divisible by, beside the backbone's own.
         used: Indices of the backbone's levels that the head reads.
     """
 
@@ -67,8 +67,7 @@ class LinearHead(DenseHead):
         require_positive(layers=layers)
         require_fraction(dropout=dropout)
         self.used = tuple(range(len(levels)))[-layers:]
-        strides = {levels[index].stride for index in self.used}
-        self.multiple = lcm(*strides) if len(strides) > 1 else 1
+        self.multiple = lcm(*(levels[index].stride for index in self.used))
         channels = sum(levels[index].channels for index in self.used)
         self.norm = nn.BatchNorm2d(channels)
         self.dropout = nn.Dropout2d(dropout)

@@ -88,7 +88,7 @@ class Task(LightningModule, ABC):
         for group in optimizer.param_groups:
             if group["name"].startswith("backbone/"):
                 group["lr"] *= self.backbone_lr_factor
-        total = total_steps(self.trainer)
+        total = total_steps(self.trainer, getattr(self.trainer, "datamodule", None))
         schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
@@ -122,22 +122,23 @@ class Task(LightningModule, ABC):
         return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0))
 
 
-def total_steps(trainer: Trainer) -> int:
+def total_steps(trainer: Trainer, data: Any) -> int:
     """Return the optimizer steps of a whole run, from the configuration alone: no loader is built for it.
+
+    Args:
+        trainer: The trainer.
+        data: Its data module; of another kind than ours, or None, Lightning counts by building the loader.
 
     Raises:
         TrainingError: The run has no end, or an epoch has no batch.
     """
     if trainer.max_steps is not None and trainer.max_steps > 0:
         return trainer.max_steps
-    data: Any = getattr(trainer, "datamodule", None)
-    if data is None or not hasattr(data, "train_batches"):
+    if not hasattr(data, "train_batches"):
         return int(trainer.estimated_stepping_batches)
     batches = data.train_batches(trainer.world_size)
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if trainer.overfit_batches:
-        batches = int(trainer.num_training_batches)
     if batches == 0:
         raise TrainingError("an epoch has no training batch: lower data.batch_size or raise data.repeats")
     if trainer.max_epochs is None or trainer.max_epochs < 0:

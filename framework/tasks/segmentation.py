@@ -115,6 +115,19 @@ class Segmentation(Task):
             self.mean_loss[split].update(self.loss(logits[None], mask[None], self.ignore_index))
         return {"predictions": predictions}
 
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self._reset_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start counting."""
+        self._reset_metrics("test")
+
+    def _reset_metrics(self, split: str) -> None:
+        # At the start, not at the end: what inference mode has touched, training may not touch again.
+        self.confusion[split].reset()
+        self.mean_loss[split].reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
         self._log_metrics("val")
@@ -128,8 +141,6 @@ class Segmentation(Task):
         metrics = segmentation_metrics(confusion.compute().double(), self.class_names)
         metrics = {"loss": mean_loss.compute(), **metrics, "score": metrics["miou"]}
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
-        confusion.reset()
-        mean_loss.reset()
 
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log."""

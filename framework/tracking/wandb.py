@@ -191,8 +191,7 @@ class WandB(WandbLogger):
             mode, why = ("offline", obstacle) if obstacle else (mode, why)
         self._wandb_init.update(mode=mode, settings=self._settings(mode, key))
         run = super().experiment
-        if run.resumed:
-            self._last_step = int(run.summary.get(STEP) or 0)
+        self._last_step = int(run.summary.get(STEP) or 0)  # of a run that is continued
         if mode == "offline":
             print(f"W&B: offline ({why}); upload later with: wandb sync {Path(run.dir).parent}")
         else:

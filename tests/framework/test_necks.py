@@ -16,6 +16,10 @@ def maps_of(levels, size, seed=0):
     return [torch.randn(2, x.channels, -(-size[0] // x.stride), -(-size[1] // x.stride), generator=g) for x in levels]
 
 
+def padded(size, pyramid):
+    return tuple(-(-side // pyramid.multiple) * pyramid.multiple for side in size)
+
+
 @pytest.mark.parametrize(
     ("have", "want", "sources", "multiple"),
     [
@@ -27,19 +31,19 @@ def maps_of(levels, size, seed=0):
         ([4, 16, 32], (4, 8, 16, 32), (0, 0, 1, 2), 32),  # as near from both sides: the finer one
         ([4, 8, 16, 32, 64], (4, 8, 16, 32), (0, 1, 2, 4), 64),  # the deepest is read all the same
         ([4, 8, 16, 32], (4, 16), (0, 3), 32),
-        ([4, 8, 16, 32], (8,), (3,), 1),
+        ([4, 8, 16, 32], (8,), (3,), 32),
         ([2, 4], (2, 4, 8, 16, 32), (0, 1, 1, 1, 1), 32),
         ([4, 8, 16, 16], (4, 8, 16, 32), (0, 1, 2, 3), 32),  # dilated
         ([2, 4, 8, 16, 16], (4, 8, 16, 32), (1, 2, 3, 4), 32),
         ([4, 8, 8, 8], (4, 8, 16, 32), (0, 1, 2, 3), 32),
         ([4, 8, 16, 16], (4, 16), (0, 3), 16),
-        ([14, 14, 14, 14], (4, 8, 16, 32), (0, 1, 2, 3), 1),  # a plain ViT
+        ([14, 14, 14, 14], (4, 8, 16, 32), (0, 1, 2, 3), 14),  # a plain ViT
         ([16, 16, 16, 16], (4, 8, 16, 32), (0, 1, 2, 3), 32),
-        ([14] * 12, (4, 8, 16, 32), (0, 4, 7, 11), 1),
-        ([14, 14], (4, 8, 16, 32), (0, 0, 1, 1), 1),
-        ([14], (4, 8, 16, 32), (0, 0, 0, 0), 1),
-        ([14] * 4, (8,), (3,), 1),
-        ([7, 14, 28], (4, 8, 16, 32), (0, 0, 1, 2), 1),
+        ([14] * 12, (4, 8, 16, 32), (0, 4, 7, 11), 14),
+        ([14, 14], (4, 8, 16, 32), (0, 0, 1, 1), 14),
+        ([14], (4, 8, 16, 32), (0, 0, 0, 0), 14),
+        ([14] * 4, (8,), (3,), 14),
+        ([7, 14, 28], (4, 8, 16, 32), (0, 0, 1, 2), 28),
     ],
 )
 def test_which_level_each_stride_is_made_from(have, want, sources, multiple):
@@ -55,7 +59,7 @@ def test_which_level_each_stride_is_made_from(have, want, sources, multiple):
 def test_each_map_is_exactly_twice_the_next(have, size):
     levels = levels_of(have)
     pyramid = Pyramid(levels)
-    size = tuple(-(-side // pyramid.multiple) * pyramid.multiple for side in size)
+    size = padded(size, pyramid)
     out = pyramid(maps_of(levels, size), size)
     base = [-(-side // 32) for side in size]
     for factor, x, level in zip((8, 4, 2, 1), out, pyramid.levels, strict=True):
@@ -69,11 +73,12 @@ def test_a_level_of_an_asked_stride_passes_through_untouched():
     assert all(x is y for x, y in zip(out[:3], maps, strict=True))
 
 
-@pytest.mark.parametrize("have", [[4, 8, 16], [14] * 4, [8, 16, 32], [2, 4]])
-def test_a_new_pyramid_resamples_and_does_nothing_else(have):
+@pytest.mark.parametrize("size", [(64, 96), (128, 32), (32, 160)])
+@pytest.mark.parametrize("have", [[4, 8, 16], [14] * 4, [8, 16, 32], [2, 4], [4, 8, 8, 8]])
+def test_a_new_pyramid_resamples_and_does_nothing_else(have, size):
     levels = levels_of(have)
     pyramid = Pyramid(levels)
-    size = (64, 96)
+    size = padded(size, pyramid)
     maps = maps_of(levels, size)
     for source, x in zip(pyramid.sources, pyramid(maps, size), strict=True):
         np.testing.assert_allclose(x.detach().numpy(), resize(maps[source].numpy(), x.shape[-2:]), atol=1e-5)
@@ -83,11 +88,12 @@ def test_a_new_pyramid_resamples_and_does_nothing_else(have):
 def test_a_trained_projection_is_applied_to_what_was_resampled(have):
     levels = levels_of(have)
     pyramid = Pyramid(levels)
-    maps = maps_of(levels, (64, 96))
+    size = padded((64, 96), pyramid)
+    maps = maps_of(levels, size)
     for module in pyramid.resample.values():
         torch.nn.init.normal_(module.project.weight)
         torch.nn.init.normal_(module.project.bias)
-    for source, level, x in zip(pyramid.sources, pyramid.levels, pyramid(maps, (64, 96)), strict=True):
+    for source, level, x in zip(pyramid.sources, pyramid.levels, pyramid(maps, size), strict=True):
         wanted = resize(maps[source].numpy(), x.shape[-2:])
         if str(level.stride) in pyramid.resample:
             project = pyramid.resample[str(level.stride)].project
@@ -100,8 +106,9 @@ def test_every_parameter_and_every_used_level_gets_a_gradient():
     for have in ([4, 8, 16], [2, 4, 8, 16, 32, 64], [14] * 4, [14] * 12, [16]):
         levels = levels_of(have)
         pyramid = Pyramid(levels)
-        maps = [x.requires_grad_() for x in maps_of(levels, (128, 192))]
-        sum(x.square().mean() for x in pyramid(maps, (128, 192))).backward()
+        size = padded((128, 192), pyramid)
+        maps = [x.requires_grad_() for x in maps_of(levels, size)]
+        sum(x.square().mean() for x in pyramid(maps, size)).backward()
         assert all(p.grad is not None and p.grad.any() for p in pyramid.parameters())
         assert [i for i, x in enumerate(maps) if x.grad is not None] == list(pyramid.used)
 

@@ -118,8 +118,7 @@ def test_depth_and_class_match_the_reference_ray_caster():
         for label in np.unique(scene.mask):
             ys, xs = np.nonzero(scene.mask == label)
             for k in draw.integers(len(ys), size=3):
-                x, y, _ = directions[ys[k], xs[k]]
-                depth, found = cast(layout, x, y)
+                depth, found = cast(layout, [0.0, 0.0, 0.0], directions[ys[k], xs[k]].tolist())
                 assert found == label
                 assert scene.depth[ys[k], xs[k]] == pytest.approx(depth, abs=1e-5)
             seen.add(int(label))
@@ -137,6 +136,30 @@ def test_the_nearest_surface_wins(monkeypatch):
         assert np.array_equal(whole.mask, nearest)
         occluded += (np.stack([part.mask > 0 for part in parts]).sum(axis=0) > 1).sum()
     assert occluded > 100
+
+
+def test_ground_is_as_bright_as_lambert_and_the_lamp_say(monkeypatch):
+    lit = dark = 0
+    for index in range(4):
+        layout = draw_layout(9, index)
+        layout = replace(layout, ground=replace(layout.ground, colours=np.ones((2, 3))))
+        with monkeypatch.context() as patch:
+            patch.setattr(scenes, "draw_layout", lambda *_, layout=layout: layout)
+            scene = render_scene(9, index, (120, 120))
+        up, light, directions = layout.axes[:, 2], layout.light[:, 0], rays(scene)
+        for y in range(61, 119, 4):
+            for x in range(2, 119, 4):
+                around = np.s_[y - 1 : y + 2, x - 1 : x + 2]
+                point = directions[y, x] * scene.depth[y, x]
+                if (scene.mask[around] > 0).any() or abs(point @ up + layout.height) > 1e-5:
+                    continue
+                _, blocked = cast(layout, (point + 1e-3 * up).tolist(), light.tolist(), step=0.02, reach=4.0)
+                want = 255 * np.sqrt(0.35 + 0.65 * (up @ light if blocked is None else 0))
+                if np.ptp(scene.image[around].mean(axis=2)) < 12:  # not at a shadow's edge
+                    assert scene.image[y, x].mean() == pytest.approx(want, abs=8)
+                    lit, dark = lit + (blocked is None), dark + (blocked is not None)
+    assert lit > 300
+    assert dark > 10
 
 
 def test_every_object_rests_on_the_ground():

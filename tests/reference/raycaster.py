@@ -28,32 +28,33 @@ def _times(matrix, vector):
     return [sum(float(matrix[i][j]) * vector[j] for j in range(3)) for i in range(3)]
 
 
-def cast(layout: Layout, x: float, y: float, step: float = 0.004) -> tuple[float, int]:
-    """March along the ray (x, y, 1) z, then bisect: the z-depth of the first surface and its class."""
+def cast(layout: Layout, start, ray, step: float = 0.004, reach: float = 15.0) -> tuple[float, int | None]:
+    """March along `start + t ray`, then bisect: t of the first surface and its class, or `reach` and None."""
     _, forward, up = layout.axes.T.tolist()
     local = []
     for item in layout.objects:
         half, centre = item.half[:, 0].tolist(), item.centre[:, 0].tolist()
-        start, along = _times(item.rotation.T, [-c for c in centre]), _times(item.rotation.T, [x, y, 1.0])
-        local.append((item.label, [a / h for a, h in zip(start, half, strict=True)],
-                      [a / h for a, h in zip(along, half, strict=True)]))  # fmt: skip
+        origin = _times(item.rotation.T, [s - c for s, c in zip(start, centre, strict=True)])
+        along = _times(item.rotation.T, ray)
+        scaled = [[a / h for a, h in zip(vector, half, strict=True)] for vector in (origin, along)]
+        local.append((item.label, *scaled))
 
-    def occupied(z: float) -> int | None:
+    def occupied(t: float) -> int | None:
         for label, (ox, oy, oz), (dx, dy, dz) in local:
-            if _inside(SCENE_CLASSES[label], ox + z * dx, oy + z * dy, oz + z * dz):
+            if _inside(SCENE_CLASSES[label], ox + t * dx, oy + t * dy, oz + t * dz):
                 return label
-        point = (x * z, y * z, z)
+        point = [s + t * r for s, r in zip(start, ray, strict=True)]
         below = sum(u * p for u, p in zip(up, point, strict=True)) < -layout.height
         behind = sum(f * p for f, p in zip(forward, point, strict=True)) > layout.wall
         return 0 if below or behind else None
 
-    z = step
-    while occupied(z) is None:
-        z += step
-    low, high = z - step, z
+    t = step
+    while occupied(t) is None:
+        t += step
+        if t > reach:
+            return reach, None
+    low, high = t - step, t
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if occupied(middle) is None else (low, middle)
-    label = occupied(high)
-    assert label is not None
-    return high, label
+    return high, occupied(high)

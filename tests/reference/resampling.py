@@ -1,20 +1,11 @@
-"""Bilinear resampling in numpy: a triangle of one source cell, widened to one target cell when shrinking."""
+"""Bilinear resampling by Pillow, which antialiases when shrinking."""
 
 import numpy as np
+from PIL import Image
 
 
 def resize(x, size):
-    """Resize (..., h, w) to (..., *size), edges aligned, antialiased when shrinking."""
-    rows, columns = (_weights(old, new) for old, new in zip(x.shape[-2:], size, strict=True))
-    return rows @ x @ columns.T
-
-
-def _weights(old, new):
-    """Return (new, old): what each source cell gives to each target cell, by the distance of their centres."""
-    step = old / new
-    centres = (np.arange(new) + 0.5) * step
-    if step < 1:  # beyond the first and last centre of the source, its edge goes on
-        centres = centres.clip(0.5, old - 0.5)
-    distance = np.abs(centres[:, None] - (np.arange(old) + 0.5))
-    weights = np.maximum(0, 1 - distance / max(step, 1))
-    return weights / weights.sum(axis=1, keepdims=True)
+    """Resize float (..., h, w) to (..., *size), edges aligned."""
+    images = [Image.fromarray(image.astype(np.float32)) for image in x.reshape(-1, *x.shape[-2:])]
+    resized = [image.resize((size[1], size[0]), Image.Resampling.BILINEAR) for image in images]
+    return np.stack([np.asarray(image) for image in resized]).reshape(*x.shape[:-2], *size)

@@ -1,0 +1,287 @@
+"""Any timm model as a backbone: CNNs, hierarchical transformers and plain ViTs."""
+
+import inspect
+import socket
+from math import lcm
+from os import PathLike
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import timm
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from timm.models import adapt_input_conv, group_parameters
+from torch import Tensor, nn
+
+from framework.backbone import Backbone, Features, Level
+from framework.errors import ConfigError, WeightsError, suggest
+from framework.weights import load_strictly, read_weights
+from plugins.packaged import PACKAGED, packaged_weights
+
+ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what models call "accept images of any size"
+INSTEAD = "vit_small_patch16_224, swin_tiny_patch4_window7_224 or convnext_tiny"
+
+
+class Timm(Backbone):
+    """A timm model by name.
+
+    A CNN or a hierarchical transformer returns a pyramid. A plain ViT returns blocks of one stride, each through the
+    final norm, with its class and register tokens as prefix.
+
+    Args:
+        name: Model name, with or without the tag of its weights: `resnet50`, `vit_small_patch14_dinov2.lvd142m`.
+        pretrained: `true` takes the weights from the Hugging Face hub or its cache, `packaged` from an installed
+            package (no network; see `plugins/packaged.py`), `false` initialises at random.
+        weights: A file to take the weights from: in timm's layout, or in one that timm converts, such as Meta's DINOv2.
+        out_indices: Stages (of a ViT: blocks) to return, ascending, negative ones counted from the end; null: every
+            stage coarser than the image, or four blocks evenly spread.
+        in_channels: Channels of the images; pretrained filters are repeated or summed over them.
+        drop_path: Rate of stochastic depth in training, in [0, 1).
+
+    Raises:
+        ConfigError: timm has no such model, or it cannot keep the backbone contract.
+        WeightsError: The weights cannot be had, or do not fit.
+    """
+
+    net: Any  # timm has no common type for its models
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool | Literal["packaged"] = False,
+        weights: str | PathLike[str] | None = None,
+        out_indices: list[int] | None = None,
+        in_channels: int = 3,
+        drop_path: float = 0.0,
+    ) -> None:
+        _check_choice(name, pretrained, weights)
+        options = _options(name, in_channels, drop_path)
+        with torch.device("meta"):
+            outline: Any = timm.create_model(name, **options)  # the same network without memory, to be measured
+        taps = _taps(outline, out_indices)
+        known = {*outline.state_dict(), *_classifier(outline)}
+        _prune(outline, taps)
+        levels, multiple, unused = _measure(outline, taps, in_channels)
+        super().__init__(
+            levels=levels,
+            multiple=multiple,
+            prefix_tokens=outline.num_prefix_tokens if _returns_prefix(outline) else 0,
+            in_channels=in_channels,
+            mean=outline.pretrained_cfg["mean"],
+            std=outline.pretrained_cfg["std"],
+        )
+        net = _from_hub(name, options) if pretrained is True else timm.create_model(name, **options)
+        _prune(net, taps)
+        for key in unused:
+            owner, _, leaf = key.rpartition(".")
+            setattr(net.get_submodule(owner), leaf, None)
+        if weights is not None:
+            _load(net, read_weights(weights), weights, known, in_channels)
+        elif pretrained == "packaged":
+            _load(net, packaged_weights(name), f"the packaged {name}", known, in_channels)
+        self.taps = taps
+        self.net = net
+
+    def extract(self, images: Tensor) -> Features:
+        """Compute the features of normalised images (B, C, H, W), float."""
+        return _extract(self.net, images, self.taps)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Split the parameters into stem, then stages (of a ViT: blocks), input to output."""
+        named = dict(self.net.named_parameters())
+        return [[named[name] for name in names] for names in _stage_names(self.net)]
+
+
+def _check_choice(name: str, pretrained: bool | Literal["packaged"], weights: str | PathLike[str] | None) -> None:
+    """Refuse what no network needs to be built for."""
+    architecture, _, tag = name.partition(".")
+    tagged = timm.list_models(f"{architecture}*", include_tags=True)
+    if not timm.is_model(architecture) or (tag and name not in tagged):
+        nearest = suggest(name, tagged if tag and tagged else timm.list_models())
+        raise ConfigError(f"timm {timm.__version__} has no model {name}{nearest and ', ' + nearest}")
+    if pretrained and weights is not None:
+        raise ConfigError(f"{name}: give pretrained: {str(pretrained).lower()} or weights: {weights}, not both")
+    if pretrained == "packaged" and name not in PACKAGED:
+        raise ConfigError(f"no package has weights for {name}: packaged are {', '.join(PACKAGED)}")
+    if pretrained is True and not timm.models.get_pretrained_cfg(name).has_weights:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ConfigError(
+            f"timm has no weights for {name}: " + (f"it has {', '.join(tags[:8])}" if tags else "set pretrained: false")
+        )
+
+
+def _options(name: str, in_channels: int, drop_path: float) -> dict[str, Any]:
+    """Return the arguments that this model takes."""
+    with torch.device("meta"):
+        kind = type(timm.create_model(name))
+    accepted: set[str] = set()
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        accepted |= set(parameters)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break  # a class without **kwargs hands nothing on
+    if drop_path and "drop_path_rate" not in accepted:
+        raise ConfigError(f"timm's {name} has no stochastic depth: leave drop_path out")
+    options = {"in_chans": in_channels, "drop_path_rate": drop_path, **ANY_SIZE}
+    return {key: value for key, value in options.items() if key in accepted or key == "in_chans"}
+
+
+def _is_plain(net: Any) -> bool:
+    """Tell a plain ViT, or another network of one stride, from a pyramid."""
+    return len(net.feature_info) > 1 and len({info["reduction"] for info in net.feature_info}) == 1
+
+
+def _returns_prefix(net: Any) -> bool:
+    """Tell whether a network has class or register tokens and hands them out."""
+    accepted = inspect.signature(net.forward_intermediates).parameters
+    return bool(getattr(net, "num_prefix_tokens", 0)) and "return_prefix_tokens" in accepted
+
+
+def _taps(net: Any, out_indices: list[int] | None) -> list[int]:
+    """Return the absolute indices of what to return."""
+    name, depth = net.pretrained_cfg["architecture"], len(net.feature_info)
+    if out_indices is None:
+        if _is_plain(net):
+            return [(i + 1) * depth // min(4, depth) - 1 for i in range(min(4, depth))]
+        return [index for index, info in enumerate(net.feature_info) if info["reduction"] > 1]
+    taps = [index + depth if index < 0 else index for index in out_indices]
+    if not taps or taps != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= depth:
+        raise ConfigError(
+            f"out_indices {out_indices} of {name}: give ascending indices in 0..{depth - 1} (-1: the last)"
+        )
+    return taps
+
+
+def _prune(net: Any, taps: list[int]) -> None:
+    """Drop what no level needs."""
+    net.prune_intermediate_layers(taps, prune_norm=not _is_plain(net))
+
+
+def _extract(net: Any, images: Tensor, taps: list[int]) -> Features:
+    options = {"indices": taps, "norm": _is_plain(net), "stop_early": True, "intermediates_only": True}
+    if not _returns_prefix(net):
+        return Features(list(net.forward_intermediates(images, **options)), [])
+    maps, prefix = zip(*net.forward_intermediates(images, **options, return_prefix_tokens=True), strict=True)
+    return Features(list(maps), list(prefix))
+
+
+def _measure(net: Any, taps: list[int], in_channels: int) -> tuple[list[Level], int, list[str]]:
+    """Run a network without memory: its levels, the multiple it needs, and the parameters that no level uses.
+
+    Raises:
+        ConfigError: It takes images of one size only, or its maps are no whole fractions of the image.
+    """
+    strides = [info["reduction"] for info in net.feature_info]
+    native = net.pretrained_cfg["input_size"][-1]
+    problems = []
+    for unit in dict.fromkeys((lcm(*strides), lcm(native, *strides))):
+        try:
+            maps, prefix = _run(net, taps, in_channels, 2 * unit, 3 * unit)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            problems.append(str(error).strip().splitlines()[0])
+            continue
+        levels = [Level(x.shape[1], 2 * unit // x.shape[2]) for x in maps]
+        if all(x.shape[-2:] == (2 * unit / y.stride, 3 * unit / y.stride) for x, y in zip(maps, levels, strict=True)):
+            torch.stack([x.sum() for x in [*maps, *prefix]]).sum().backward()
+            unused = [key for key, parameter in net.named_parameters() if parameter.grad is None]
+            return levels, _multiple(net, taps, in_channels, levels, unit), unused
+        problems.append(
+            f"{3 * unit}x{2 * unit} images give maps of {', '.join(f'{x.shape[3]}x{x.shape[2]}' for x in maps)}"
+        )
+    raise ConfigError(
+        f"timm's {net.pretrained_cfg['architecture']} cannot be a backbone, because it takes no images of any size: "
+        f"{problems[-1]}\n  use a network that does, such as {INSTEAD}"
+    )
+
+
+def _multiple(net: Any, taps: list[int], in_channels: int, levels: list[Level], unit: int) -> int:
+    """Find what image sizes must be divisible by, so that the maps are the image over the stride, rounded up."""
+    for multiple in (1, levels[0].stride, levels[-1].stride):
+        height, width = 2 * unit + multiple, 3 * unit + multiple
+        try:
+            maps = _run(net, taps, in_channels, height, width).maps
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+        if all(
+            x.shape[-2:] == (-(-height // y.stride), -(-width // y.stride)) for x, y in zip(maps, levels, strict=True)
+        ):
+            return multiple
+    return unit
+
+
+def _run(net: Any, taps: list[int], in_channels: int, height: int, width: int) -> Features:
+    """Run a network on the meta device: shapes and graph, no values."""
+    return _extract(net, torch.empty(2, in_channels, height, width, device="meta"), taps)
+
+
+def _stage_names(net: Any) -> list[list[str]]:
+    """Group the names of the parameters into stages, input to output."""
+    try:
+        matcher = net.group_matcher(coarse=True)
+    except (AttributeError, AssertionError):  # MetaFormer, CSATv2 and others have none, RDNet no coarse one
+        stages: dict[str, list[str]] = {}
+        for key, _ in net.named_parameters():
+            child = key.split(".")[0]
+            depth = 2 if isinstance(getattr(net, child), nn.Sequential | nn.ModuleList) else 1
+            stages.setdefault(".".join(key.split(".")[:depth]), []).append(key)
+        return list(stages.values())
+    groups = group_parameters(net, matcher)
+    return [groups[index] for index in sorted(groups)]
+
+
+def _from_hub(name: str, options: dict[str, Any]) -> Any:
+    """Build a network with the weights that its name stands for."""
+    try:
+        _check_network(name)
+        return timm.create_model(name, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        packaged = f"pretrained: packaged ({', '.join(PACKAGED)})"
+        raise WeightsError(
+            f"no weights for timm's {name}: {str(error).strip().splitlines()[0]}\n"
+            f"  neither from {constants.ENDPOINT} nor in its cache, {constants.HF_HUB_CACHE}\n"
+            f"  with a network, run it once more there and copy the cache, or download the file and set weights: PATH\n"
+            f"  without, set {packaged} or pretrained: false"
+        ) from error
+
+
+def _check_network(name: str) -> None:
+    """Fail at once where the hub has no address, which timm retries for a minute.
+
+    Raises:
+        OSError: There is none, nor a file in the cache.
+    """
+    repository = timm.models.get_pretrained_cfg(name).hf_hub_id
+    cached = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")]
+    if repository and not any(isinstance(path, str) for path in cached) and not getproxies():
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+
+
+def _classifier(net: Any) -> list[str]:
+    """Name the parameters of a network's classifiers, which a file may have although the network has none."""
+    layers = net.pretrained_cfg["classifier"] or ()
+    return [
+        f"{layer}.{leaf}" for layer in ([layers] if isinstance(layers, str) else layers) for leaf in ("weight", "bias")
+    ]
+
+
+def _load(net: Any, state: dict[str, Tensor], source: str | PathLike[str], known: set[str], in_channels: int) -> None:
+    """Load weights in timm's layout, or one that the model's own module converts, into a pruned network.
+
+    Raises:
+        WeightsError: They do not fit.
+    """
+    convert = getattr(inspect.getmodule(type(net)), "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            state = convert(state, net)
+        except Exception as error:  # converters take the layout for granted and raise anything
+            raise WeightsError(
+                f"{source} does not fit {type(net).__name__}: timm cannot convert it ({error!r})"
+            ) from error
+    first = net.pretrained_cfg["first_conv"] or ()
+    for layer in [first] if isinstance(first, str) else first:
+        key = f"{layer}.weight"
+        if in_channels != 3 and key in state and state[key].shape != net.get_parameter(key).shape:
+            state[key] = adapt_input_conv(in_channels, state[key])
+    load_strictly(net, state, source, may_exceed=known)
