@@ -116,7 +116,7 @@ def main() -> None:
     rows = {
         "background everywhere": np.zeros_like(test.mask),
         "mask of the last training frame": np.broadcast_to(train.mask[-1], test.mask.shape),
-        "intensity thresholds": predict(test, fitted),
+        "thresholds on both channels": predict(test, fitted),
     }
     print(f"| baseline, {len(test.mask)} test frames | {' | '.join(names)} | mIoU |")
     print("|---" * (len(names) + 2) + "|")

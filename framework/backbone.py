@@ -159,7 +159,9 @@ class Backbone(nn.Module, ABC):
         with torch.no_grad():
             maps, prefix = self(images)
         self.train(training)
-        want = [(1, level.channels, height // level.stride, width // level.stride) for level in self.levels]
+        want: list[tuple[int, ...]] = [
+            (1, level.channels, height // level.stride, width // level.stride) for level in self.levels
+        ]
         want += [(1, self.prefix_tokens, level.channels) for level in self.levels if self.prefix_tokens]
         got = [tuple(x.shape) for x in [*maps, *prefix]]
         if got != want:

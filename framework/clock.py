@@ -11,7 +11,8 @@ import torch
 
 def key(*parts: int | str) -> int:
     """Hash (seed, epoch, index, ...) to a 63-bit integer, the same in every process and version."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)  # numpy's integers print otherwise
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -81,7 +81,8 @@ class DenseInference:
         window = (min(self.window[0], height), min(self.window[1], width))
         rows, columns = (self._offsets(side, extent) for side, extent in zip((height, width), window, strict=True))
         places = [(image, top, left) for image in range(len(images)) for top in rows for left in columns]
-        total = count = None
+        total: Tensor | None = None
+        count: Tensor | None = None
         for start in range(0, len(places), self.batch_size):
             group = places[start : start + self.batch_size]
             crops = [images[i, :, top : top + window[0], left : left + window[1]] for i, top, left in group]
@@ -93,6 +94,7 @@ class DenseInference:
                 total[i, :, top : top + window[0], left : left + window[1]] += part
                 count[i, :, top : top + window[0], left : left + window[1]] += 1
         assert total is not None
+        assert count is not None
         return total / count
 
     def _offsets(self, side: int, window: int) -> list[int]:

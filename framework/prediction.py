@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
+from framework.tracking.drawing import overlay, palette, to_rgb
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -31,8 +32,6 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write one batch."""
-        from framework.tracking.drawing import overlay, palette, to_rgb
-
         self.folder.mkdir(parents=True, exist_ok=True)
         colours = palette(int(getattr(pl_module, "num_classes", 256)))
         for row, classes in enumerate(prediction):
@@ -45,4 +44,6 @@ class PredictionWriter(BasePredictionWriter):
             height, width = batch["size"][row]
             image = Image.fromarray(to_rgb(batch["image"][row, :, :height, :width].cpu()))
             image = image.resize((mask.shape[1], mask.shape[0]), Image.Resampling.BILINEAR)
-            Image.fromarray(overlay(np.asarray(image), mask, colours)).save(self.folder / f"{batch['id'][row]}.overlay.jpg")
+            Image.fromarray(overlay(np.asarray(image), mask, colours)).save(
+                self.folder / f"{batch['id'][row]}.overlay.jpg"
+            )

@@ -1,4 +1,4 @@
-"""From stored pixels to what a network takes, and back: the same functions in training, evaluation, predict and export."""
+"""From stored pixels to what a network takes, and back: one set of functions for training, evaluation and predict."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,8 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (..., C, H, W), uint8 or float, to `size` (height, width): bilinear, antialiased."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    return tv.resize(image, list(size), antialias=True)
+    resized: Tensor = tv.resize(image, list(size), antialias=True)
+    return resized
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

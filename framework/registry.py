@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+
 from framework.errors import ConfigError
 
 KINDS = ("tasks", "backbones", "heads", "losses", "data", "callbacks", "loggers", "schedules")

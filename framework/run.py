@@ -174,7 +174,7 @@ class FiniteLoss(Callback):
         self._steps += 1
         bad = ~torch.isfinite(loss.detach()).all()
         self._bad = bad if self._bad is None else self._bad | bad
-        if bad.device.type == "cpu" or self._steps % trainer.log_every_n_steps == 0:
+        if bad.device.type == "cpu" or self._steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._raise(trainer, batch)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -192,8 +192,9 @@ class FiniteLoss(Callback):
         self._bad = None
         seen = f", samples {', '.join(batch['id'][:8])}" if isinstance(batch, dict) and "id" in batch else ""
         raise TrainingError(
-            f"the loss is not finite at epoch {trainer.current_epoch}, step {trainer.global_step}{seen}: lower the learning "
-            "rate, clip gradients (trainer.gradient_clip_val), or look at these samples; the last checkpoint is whole"
+            f"the loss is not finite at epoch {trainer.current_epoch}, step {trainer.global_step}{seen}: lower the "
+            "learning rate, clip gradients (trainer.gradient_clip_val), or look at these samples; "
+            "the last checkpoint is whole"
         )
 
 

@@ -90,7 +90,10 @@ def load_strictly(
             + "\n".join(problems)
             + "\n  is it the file of another model or variant, or of more than this network?"
         )
-    net.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+    own.update(
+        (name, tensor) for name, tensor in state.items() if name in own
+    )  # keeps the version that MNASNet asks for
+    net.load_state_dict(own)
 
 
 def _read(path: Path) -> Any:
@@ -129,7 +132,11 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
         if wrapper is None:
             break
         content = content[wrapper]
-    keys = f"the keys {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    keys = (
+        f"the keys {', '.join(map(str, list(content)[:8]))}"
+        if isinstance(content, Mapping)
+        else f"a {type(content).__name__}"
+    )
     raise WeightsError(f"{path} holds no state dict, but {keys}: save model.state_dict(), names to tensors")
 
 

@@ -2,6 +2,8 @@
 
 import inspect
 import socket
+from collections.abc import Callable
+from functools import partial
 from math import lcm
 from os import PathLike
 from typing import Any, Literal
@@ -20,6 +22,8 @@ from framework.weights import load_strictly, read_weights
 from plugins.packaged import PACKAGED, packaged_weights
 
 ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False}  # what models call "accept images of any size"
+REFUSALS = (AssertionError, RuntimeError, ValueError)  # what models raise for a size they cannot take
+Run = Callable[[int, int], Features]  # height and width of images to the shapes of their features
 INSTEAD = "vit_small_patch16_224, swin_tiny_patch4_window7_224 or convnext_tiny"
 
 
@@ -62,10 +66,12 @@ class Timm(Backbone):
         taps = _taps(outline, out_indices)
         known = {*outline.state_dict(), *_classifier(outline)}
         _prune(outline, taps)
-        levels, multiple, unused = _measure(outline, taps, in_channels)
+        run = partial(_run, outline, taps, in_channels)
+        levels, unit = _levels(outline, run)
+        unused = _drop_unused(outline, run, unit)
         super().__init__(
             levels=levels,
-            multiple=multiple,
+            multiple=_multiple(outline, run, levels, unit),
             prefix_tokens=outline.num_prefix_tokens if _returns_prefix(outline) else 0,
             in_channels=in_channels,
             mean=outline.pretrained_cfg["mean"],
@@ -73,9 +79,7 @@ class Timm(Backbone):
         )
         net = _from_hub(name, options) if pretrained is True else timm.create_model(name, **options)
         _prune(net, taps)
-        for key in unused:
-            owner, _, leaf = key.rpartition(".")
-            setattr(net.get_submodule(owner), leaf, None)
+        _drop(net, unused)
         if weights is not None:
             _load(net, read_weights(weights), weights, known, in_channels)
         elif pretrained == "packaged":
@@ -104,7 +108,8 @@ def _check_choice(name: str, pretrained: bool | Literal["packaged"], weights: st
         raise ConfigError(f"{name}: give pretrained: {str(pretrained).lower()} or weights: {weights}, not both")
     if pretrained == "packaged" and name not in PACKAGED:
         raise ConfigError(f"no package has weights for {name}: packaged are {', '.join(PACKAGED)}")
-    if pretrained is True and not timm.models.get_pretrained_cfg(name).has_weights:
+    published: Any = timm.models.get_pretrained_cfg(name)
+    if pretrained is True and published and not published.has_weights:
         tags = timm.list_pretrained(f"{architecture}.*")
         raise ConfigError(
             f"timm has no weights for {name}: " + (f"it has {', '.join(tags[:8])}" if tags else "set pretrained: false")
@@ -117,10 +122,12 @@ def _options(name: str, in_channels: int, drop_path: float) -> dict[str, Any]:
         kind = type(timm.create_model(name))
     accepted: set[str] = set()
     for base in kind.__mro__:
-        parameters = inspect.signature(base.__init__).parameters
+        parameters = inspect.signature(base).parameters
         accepted |= set(parameters)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             break  # a class without **kwargs hands nothing on
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"drop_path is a rate in [0, 1), not {drop_path}")
     if drop_path and "drop_path_rate" not in accepted:
         raise ConfigError(f"timm's {name} has no stochastic depth: leave drop_path out")
     options = {"in_chans": in_channels, "drop_path_rate": drop_path, **ANY_SIZE}
@@ -129,7 +136,7 @@ def _options(name: str, in_channels: int, drop_path: float) -> dict[str, Any]:
 
 def _is_plain(net: Any) -> bool:
     """Tell a plain ViT, or another network of one stride, from a pyramid."""
-    return len(net.feature_info) > 1 and len({info["reduction"] for info in net.feature_info}) == 1
+    return len(net.feature_info) > 1 and len(set(_strides(net))) == 1
 
 
 def _returns_prefix(net: Any) -> bool:
@@ -144,7 +151,7 @@ def _taps(net: Any, out_indices: list[int] | None) -> list[int]:
     if out_indices is None:
         if _is_plain(net):
             return [(i + 1) * depth // min(4, depth) - 1 for i in range(min(4, depth))]
-        return [index for index, info in enumerate(net.feature_info) if info["reduction"] > 1]
+        return [index for index, stride in enumerate(_strides(net)) if stride > 1]
     taps = [index + depth if index < 0 else index for index in out_indices]
     if not taps or taps != sorted(set(taps)) or taps[0] < 0 or taps[-1] >= depth:
         raise ConfigError(
@@ -158,6 +165,13 @@ def _prune(net: Any, taps: list[int]) -> None:
     net.prune_intermediate_layers(taps, prune_norm=not _is_plain(net))
 
 
+def _drop(net: Any, unused: list[str]) -> None:
+    """Drop parameters that timm's own pruning leaves although no level uses them."""
+    for key in unused:
+        owner, _, leaf = key.rpartition(".")
+        setattr(net.get_submodule(owner), leaf, None)
+
+
 def _extract(net: Any, images: Tensor, taps: list[int]) -> Features:
     options = {"indices": taps, "norm": _is_plain(net), "stop_early": True, "intermediates_only": True}
     if not _returns_prefix(net):
@@ -166,48 +180,68 @@ def _extract(net: Any, images: Tensor, taps: list[int]) -> Features:
     return Features(list(maps), list(prefix))
 
 
-def _measure(net: Any, taps: list[int], in_channels: int) -> tuple[list[Level], int, list[str]]:
-    """Run a network without memory: its levels, the multiple it needs, and the parameters that no level uses.
+def _levels(net: Any, run: Run) -> tuple[list[Level], int]:
+    """Return the levels as measured, and an image size, in pixels, whose multiples give exact fractions.
 
     Raises:
-        ConfigError: It takes images of one size only, or its maps are no whole fractions of the image.
+        ConfigError: The network takes images of one size only, or its maps are no whole fractions of the image.
     """
-    strides = [info["reduction"] for info in net.feature_info]
-    native = net.pretrained_cfg["input_size"][-1]
-    problems = []
-    for unit in dict.fromkeys((lcm(*strides), lcm(native, *strides))):
+    problem = ""
+    for unit in (lcm(*_strides(net)), net.pretrained_cfg["input_size"][-1]):
         try:
-            maps, prefix = _run(net, taps, in_channels, 2 * unit, 3 * unit)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            problems.append(str(error).strip().splitlines()[0])
+            maps = run(2 * unit, 3 * unit).maps
+        except REFUSALS as error:
+            problem = next(iter(str(error).strip().splitlines()), repr(error))
             continue
         levels = [Level(x.shape[1], 2 * unit // x.shape[2]) for x in maps]
-        if all(x.shape[-2:] == (2 * unit / y.stride, 3 * unit / y.stride) for x, y in zip(maps, levels, strict=True)):
-            torch.stack([x.sum() for x in [*maps, *prefix]]).sum().backward()
-            unused = [key for key, parameter in net.named_parameters() if parameter.grad is None]
-            return levels, _multiple(net, taps, in_channels, levels, unit), unused
-        problems.append(
-            f"{3 * unit}x{2 * unit} images give maps of {', '.join(f'{x.shape[3]}x{x.shape[2]}' for x in maps)}"
-        )
+        if [tuple(x.shape[2:]) for x in maps] == [
+            (2 * unit / level.stride, 3 * unit / level.stride) for level in levels
+        ]:
+            return levels, unit
+        problem = f"{3 * unit}x{2 * unit} images give maps of {', '.join(f'{x.shape[3]}x{x.shape[2]}' for x in maps)}"
     raise ConfigError(
-        f"timm's {net.pretrained_cfg['architecture']} cannot be a backbone, because it takes no images of any size: "
-        f"{problems[-1]}\n  use a network that does, such as {INSTEAD}"
+        f"timm's {net.pretrained_cfg['architecture']} cannot be a backbone, because it does not take images of any "
+        f"size: {problem}\n  use a network that does, such as {INSTEAD}"
     )
 
 
-def _multiple(net: Any, taps: list[int], in_channels: int, levels: list[Level], unit: int) -> int:
+def _multiple(net: Any, run: Run, levels: list[Level], unit: int) -> int:
     """Find what image sizes must be divisible by, so that the maps are the image over the stride, rounded up."""
-    for multiple in (1, levels[0].stride, levels[-1].stride):
+    for multiple in sorted({1, *_strides(net)}):
         height, width = 2 * unit + multiple, 3 * unit + multiple
         try:
-            maps = _run(net, taps, in_channels, height, width).maps
-        except (AssertionError, RuntimeError, ValueError):
+            maps = run(height, width).maps
+        except REFUSALS:
             continue
-        if all(
-            x.shape[-2:] == (-(-height // y.stride), -(-width // y.stride)) for x, y in zip(maps, levels, strict=True)
-        ):
+        wanted = [(-(-height // level.stride), -(-width // level.stride)) for level in levels]
+        if [tuple(x.shape[2:]) for x in maps] == wanted:
             return multiple
     return unit
+
+
+def _drop_unused(net: Any, run: Run, unit: int) -> list[str]:
+    """Drop the parameters that timm's own pruning leaves although no level uses them, and return their names.
+
+    Raises:
+        ConfigError: They cannot be dropped, because the network computes with them all the same.
+    """
+    features = run(unit, unit)
+    torch.autograd.backward([x.sum() for x in [*features.maps, *features.prefix]])
+    unused = [key for key, parameter in net.named_parameters() if parameter.grad is None]
+    _drop(net, unused)
+    try:
+        run(unit, unit)
+    except TypeError as error:
+        raise ConfigError(
+            f"timm's {net.pretrained_cfg['architecture']} needs parameters that no level uses if only these "
+            f"are returned, such as {unused[0]}: leave out_indices out"
+        ) from error
+    return unused
+
+
+def _strides(net: Any) -> list[int]:
+    """Return the strides that timm declares, input to output."""
+    return [info["reduction"] for info in net.feature_info]
 
 
 def _run(net: Any, taps: list[int], in_channels: int, height: int, width: int) -> Features:
@@ -251,10 +285,11 @@ def _check_network(name: str) -> None:
     Raises:
         OSError: There is none, nor a file in the cache.
     """
-    repository = timm.models.get_pretrained_cfg(name).hf_hub_id
-    cached = [try_to_load_from_cache(repository, file) for file in ("model.safetensors", "pytorch_model.bin")]
-    if repository and not any(isinstance(path, str) for path in cached) and not getproxies():
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    published: Any = timm.models.get_pretrained_cfg(name)
+    if published and published.hf_hub_id and not getproxies():
+        files = ("model.safetensors", "pytorch_model.bin")
+        if not any(isinstance(try_to_load_from_cache(published.hf_hub_id, file), str) for file in files):
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
 
 
 def _classifier(net: Any) -> list[str]:

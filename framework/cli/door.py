@@ -36,8 +36,8 @@ LINKED = {
 def parameters(target: Callable[..., Any]) -> frozenset[str]:
     """Return the names of the arguments that a class takes, those it hands on to its parents included."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(target, fail_untyped=False, sub_configs=False)  # type: ignore[arg-type]
-    return frozenset(name.partition(".")[0] for name in parser.get_defaults().keys())
+    parser.add_class_arguments(target, fail_untyped=False, sub_configs=False)
+    return frozenset(name.partition(".")[0] for name in vars(parser.get_defaults()))
 
 
 class Door:
@@ -123,7 +123,9 @@ class Door:
         else:
             found = known_short_class(name)
             if found is None:
-                raise ConfigError(f"{where}: there is no class {name}; {suggest(name, self._names_for(place))}".rstrip("; "))
+                raise ConfigError(
+                    f"{where}: there is no class {name}; {suggest(name, self._names_for(place))}".rstrip("; ")
+                )
             self.classes[place] = found
 
     def _names_for(self, place: Path_) -> list[str]:
@@ -145,7 +147,12 @@ class Door:
 
     @staticmethod
     def _refuse(
-        layer: Layer, path: Path_, name: str, valid: frozenset[str], prefix: str, owner: Callable[..., Any] | None = None
+        layer: Layer,
+        path: Path_,
+        name: str,
+        valid: frozenset[str],
+        prefix: str,
+        owner: Callable[..., Any] | None = None,
     ) -> None:
         of = f" of {owner.__name__}" if owner is not None else ""
         place = layer.places.get(path, "")

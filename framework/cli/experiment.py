@@ -1,6 +1,7 @@
 """One experiment from its layers to its results, on LightningCLI."""
 
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -12,11 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, set_parsing_settings
+from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer
@@ -37,7 +38,7 @@ class Parser(LightningArgumentParser):
 
     layers: Sequence[Layer] = ()  # of the class: jsonargparse makes parsers of its own for what is nested
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what argparse would print a page of usage for."""
         inner = user_error(ex)
         if isinstance(inner, MissingError):
@@ -118,7 +119,9 @@ class ExperimentCLI(LightningCLI):
         """Build our parser in place of Lightning's."""
         Parser.layers = self.layers
         parser = Parser(**options)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="An experiment; may be given several times.")
+        parser.add_argument(
+            "-c", "--config", action=ActionConfigFile, help="An experiment; may be given several times."
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -129,9 +132,7 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.init_args.class_names", list, apply_on="instantiate")
         parser.link_arguments("data.ignore_index", "model.init_args.ignore_index", apply_on="instantiate")
-        parser.link_arguments(
-            "data.channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate"
-        )
+        parser.link_arguments("data.channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Let the config given win over what a checkpoint remembers (Lightning's own lets the checkpoint win)."""
@@ -186,7 +187,9 @@ class ExperimentCLI(LightningCLI):
 
     def open_door(self) -> None:
         """Check what callbacks monitor and every file of the data, then make the run folder."""
-        check_monitors(self.trainer, self.model.metric_names(), lambda monitor: _place_of("monitor", monitor, self.layers))
+        check_monitors(
+            self.trainer, self.model.metric_names(), lambda monitor: _place_of("monitor", monitor, self.layers)
+        )
         if self.subcommand == "fit":
             total_steps(self.trainer, self.datamodule)
         if self.subcommand == "predict":
@@ -208,18 +211,22 @@ class ExperimentCLI(LightningCLI):
         trainer, model = self.trainer, self.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
-        counts = ", ".join(f"{count} {name}" for name, count in self.datamodule.counts.items()) if self.subcommand != "predict" else ""
         device = trainer.strategy.root_device.type
-        lines = [
-            f"run       {self.run.path}",
-            f"model     {type(model).__name__}, {type(model.backbone).__name__}, {total / 1e6:.1f} M parameters, "
-            f"{trained / 1e6:.1f} M trained",
-            f"data      {type(self.datamodule).__name__}: {counts}; classes {', '.join(self.datamodule.classes[:8])}"
-            + (f" and {len(self.datamodule.classes) - 8} more" if len(self.datamodule.classes) > 8 else ""),
-            f"device    {trainer.num_devices} x {device}, precision {trainer.precision}, {torch.get_num_threads()} threads, "
-            f"{self.datamodule.worker_count(trainer.world_size)} loader workers",
-        ]
-        return "\n".join(lines)
+        counts = {} if self.subcommand == "predict" else self.datamodule.counts
+        classes = list(self.datamodule.classes[:8]) + (["..."] if len(self.datamodule.classes) > 8 else [])
+        layout = "channels last" if model.memory_layout(device) is torch.channels_last else "contiguous"
+        workers = self.datamodule.worker_count(trainer.world_size)
+        return "\n".join(
+            [
+                f"run      {self.run.path}",
+                f"model    {type(model).__name__} with {type(model.backbone).__name__}: {total / 1e6:.2f} M "
+                f"parameters, {trained / 1e6:.2f} M trained",
+                f"data     {type(self.datamodule).__name__}: "
+                + ", ".join([*(f"{count} {name}" for name, count in counts.items()), f"classes {' '.join(classes)}"]),
+                f"device   {trainer.num_devices} x {device}, precision {trainer.precision}, {layout}, "
+                f"{torch.get_num_threads()} threads, {workers} loader workers",
+            ]
+        )
 
     def before_fit(self) -> None:
         """Open the door."""
@@ -230,7 +237,7 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         """Validate and test the best checkpoint, and say where everything is."""
         trainer = self.trainer
-        if trainer.interrupted or trainer.fast_dev_run:
+        if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         best = self.run.checkpoints / "best.ckpt"
         if not best.exists():  # validation was switched off
@@ -259,7 +266,12 @@ class ExperimentCLI(LightningCLI):
         for name, value in self.record.final.items():
             if name.split("/")[1] in ("miou", "iou", "score") and value is not None:
                 print(f"{name:24} {value:.4f}")
-        where = {"checkpoints": "checkpoints", "metrics": "metrics.json", "pictures": "pictures", "config": "config.yaml"}
+        where = {
+            "checkpoints": "checkpoints",
+            "metrics": "metrics.json",
+            "pictures": "pictures",
+            "config": "config.yaml",
+        }
         for what, file in where.items():
             path = self.run.path / file
             if path.exists() and (path.is_file() or any(path.iterdir())):
@@ -305,13 +317,16 @@ def run_experiment(
         door.check(layer)
     name = files[-1].stem if len(files) > 1 else "run"  # the first are the defaults
     configs = [part for file in files for part in ("--config", str(file))]
-    cli = ExperimentCLI(name, layers, args=[command, *(["--help"] if "--help-all" in options else [*configs, *options])])
+    cli = ExperimentCLI(
+        name, layers, args=[command, *(["--help"] if "--help-all" in options else [*configs, *options])]
+    )
     return 130 if cli.trainer.interrupted else 0
 
 
 def hush() -> None:
     """Silence what Lightning says at every start and that no user can act on."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         "LightningCLI's args parameter",  # we hand it the arguments on purpose
         ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
@@ -322,6 +337,7 @@ def hush() -> None:
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's to mend
 
 
 @contextmanager
@@ -336,7 +352,9 @@ def experiment_of(checkpoint: Path) -> Iterator[Path]:
     try:
         config = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config")
     except Exception as error:
-        raise ConfigError(f"--ckpt_path: {checkpoint} is no whole checkpoint ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} is no whole checkpoint ({type(error).__name__}: {error})"
+        ) from error
     if config is None:
         raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ class _Loader(yaml.SafeLoader):
     """A safe loader that reads 1e-3 as a number, as jsonargparse does."""
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
     list("-+0123456789."),
@@ -60,7 +60,9 @@ def read_layer(path: Path) -> Layer:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: an experiment is a mapping with keys such as model and data, not {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: an experiment is a mapping with keys such as model and data, not {type(values).__name__}"
+        )
     return Layer(values, dict(_places(node, (), str(path))))
 
 
@@ -106,7 +108,9 @@ def option_layer(arguments: Sequence[str]) -> Layer:
                 nested = inside[name] = {"class_path": nested}
             inside = nested
         value = _value(text)
-        inside[path[-1]] = {**inside[path[-1]], "class_path": value} if isinstance(inside.get(path[-1]), dict) else value
+        inside[path[-1]] = (
+            {**inside[path[-1]], "class_path": value} if isinstance(inside.get(path[-1]), dict) else value
+        )
         for depth in range(1, len(path) + 1):
             places.setdefault(path[:depth], option)
     return Layer(values, places)
@@ -131,7 +135,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
 
 def _value(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text
 

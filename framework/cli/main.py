@@ -1,6 +1,5 @@
 """The entry points: help and mistakes are answered before torch is imported; one place turns errors into exit codes."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +68,8 @@ def _run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise ConfigError(f"there is no command {command}; {suggest(command, COMMANDS)}")
     if "-h" in arguments or "--help" in arguments:
-        checkpoint = " to go on from" if command == "fit" else "; it brings its experiment with it"
-        print(HELP.format(command=command, what=COMMANDS[command], checkpoint=checkpoint))
+        role = " to go on from" if command == "fit" else "; it brings its experiment with it"
+        print(HELP.format(command=command, what=COMMANDS[command], checkpoint=role))
         return 0
     files, options = split_configs(arguments)
     trust, options = _take_trust(options)
@@ -136,5 +135,3 @@ def predict() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

@@ -59,6 +59,10 @@ class Progress(RichProgressBar):
         if self._interactive or not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        shown = [f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss", "val/score") if name in metrics]
+        shown = [
+            f"{name} {float(metrics[name]):.4f}" for name in ("train/loss", "val/loss", "val/score") if name in metrics
+        ]
         rate = getattr(self, "_rate", self.throughput)
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  {rate:.1f} img/s", flush=True)
+        print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  {rate:.1f} img/s", flush=True
+        )

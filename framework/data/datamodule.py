@@ -67,7 +67,10 @@ class VisionData(LightningDataModule, ABC):
         check_cache: str = "runs/.data_check",
     ) -> None:
         super().__init__()
-        self.batch_size, self.num_workers, self.seed, self.repeats = batch_size, num_workers, seed, repeats
+        self.batch_size: int = batch_size
+        self.num_workers: int | None = num_workers
+        self.repeats: int = repeats
+        self.seed = seed
         self.resize, self.photometric, self.predict_dir = resize, photometric, predict_dir
         self.train_transforms = train_transforms
         self.check, self.check_cache = check, Path(check_cache)
@@ -127,8 +130,8 @@ class VisionData(LightningDataModule, ABC):
         length = len(splits["train"]) * self.repeats
         if length < self.batch_size:
             raise DataError(
-                f"the train split gives {length} samples an epoch, fewer than one batch of {self.batch_size}, so nothing "
-                f"would be trained: lower data.batch_size to at most {length}, or raise data.repeats"
+                f"the train split gives {length} samples an epoch, fewer than one batch of {self.batch_size}, so "
+                f"nothing would be trained: lower data.batch_size to at most {length}, or raise data.repeats"
             )
         if self._checked or not self.check:
             return []
@@ -199,7 +202,7 @@ class VisionData(LightningDataModule, ABC):
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world = self.trainer.world_size if self.trainer is not None else 1
         length = len(dataset.samples) * (self.repeats if shuffle else 1)
-        reshuffle = self.trainer is None or not self.trainer.overfit_batches
+        reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world, reshuffle)
         workers = self.worker_count(world)
         return KeyedLoader(

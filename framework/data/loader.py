@@ -36,7 +36,7 @@ class Samples(Protocol):
 class SampleKey(NamedTuple):
     """What travels from the sampler to a worker, so that no worker holds any state."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     epoch: int
     is_pad: bool = False
 
@@ -130,7 +130,7 @@ class KeyedLoader:
 
     def __init__(self, dataset: KeyedSamples, batches: KeyedBatches, **options: Any) -> None:
         self.dataset, self.batch_sampler = dataset, batches
-        self._loader: DataLoader[Sample] = DataLoader(dataset, batch_sampler=batches, **options)  # type: ignore[arg-type]
+        self._loader: DataLoader[Sample] = DataLoader(dataset, batch_sampler=batches, **options)
         self._handed_out = 0
 
     def __iter__(self) -> Iterator[Sample]:

@@ -52,7 +52,9 @@ class MaskFiles:
         image, size = self.read_image(pair.image)
         mask = torch.from_numpy(self.table.read(pair.mask))
         if tuple(mask.shape) != size:
-            turned = " (turned by 90°: does one of them carry an EXIF rotation?)" if tuple(mask.shape) == size[::-1] else ""
+            turned = (
+                " (turned by 90°: does one of them carry an EXIF rotation?)" if tuple(mask.shape) == size[::-1] else ""
+            )
             raise DataError(
                 f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but its image {pair.image.name} is "
                 f"{size[1]}x{size[0]}{turned}: make them the same size"
@@ -71,7 +73,9 @@ class MaskFiles:
         except DataError as error:
             return str(error)
         if bool((sample["mask"] == self.table.ignore_index).all()):
-            return f"{self.pairs[index].mask}: every pixel is ignored, so nothing can be learned from it: remove the pair"
+            return (
+                f"{self.pairs[index].mask}: every pixel is ignored, so nothing can be learned from it: remove the pair"
+            )
         return None
 
     def sources(self, index: int) -> list[str]:
@@ -159,7 +163,9 @@ def read_classes(path: Path) -> ClassTable:
         DataError: The file is missing or empty, or only some classes have a value.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing: write one class name a line, background included, in the order of the indices")
+        raise DataError(
+            f"{path} is missing: write one class name a line, background included, in the order of the indices"
+        )
     names: list[str] = []
     values: list[Value | None] = []
     ignore: list[Value] = []

@@ -34,8 +34,8 @@ class OxfordPets(SegmentationData):
         self.root, self.border, self.download = Path(root), border, download
         if not download and not (self.root / "oxford-iiit-pet" / "annotations").is_dir():
             raise ConfigError(
-                f"data.root: {self.root / 'oxford-iiit-pet'} is not there: add --data.download true to fetch it (800 MB), "
-                "or unpack images.tar.gz and annotations.tar.gz of the data set into it"
+                f"data.root: {self.root / 'oxford-iiit-pet'} is not there: add --data.download true to fetch it (800 "
+                "MB), or unpack images.tar.gz and annotations.tar.gz of the data set into it"
             )
         self.state_classes(["background", "pet", *(["border"] if border == "class" else [])])
 
@@ -43,7 +43,10 @@ class OxfordPets(SegmentationData):
         """Return a split."""
         published = "test" if name == "test" else "trainval"
         pets = OxfordIIITPet(self.root, published, target_types="segmentation", download=self.download)
-        files = [Pair(Path(image), Path(mask), Path(image).stem) for image, mask in zip(pets._images, pets._segs, strict=True)]
+        files = [
+            Pair(Path(image), Path(mask), Path(image).stem)
+            for image, mask in zip(pets._images, pets._segs, strict=True)
+        ]
         if name != "test":
             order = permutation(len(files), "oxford-pets")  # the same for every seed: scores stay comparable
             held_out = set(order[: len(files) // 10])

@@ -108,9 +108,7 @@ class Photometric:
 class TrainTransform:
     """Resize, augment, and draw the photometric factors of one training sample."""
 
-    def __init__(
-        self, resize: int | None, transforms: Sequence[v2.Transform], photometric: Photometric | None
-    ) -> None:
+    def __init__(self, resize: int | None, transforms: Sequence[v2.Transform], photometric: Photometric | None) -> None:
         self.resize, self.photometric = resize, photometric
         self.augment = v2.Compose(list(transforms)) if transforms else None
 

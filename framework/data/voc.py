@@ -8,10 +8,29 @@ from framework.data.images import MaskTable
 from framework.data.masks import MaskFiles, Pair, SegmentationData
 from framework.errors import ConfigError, DataError
 
-VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+VOC_CLASSES = [
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
 
 
 class VOCSegmentation(SegmentationData):
@@ -45,7 +64,8 @@ class VOCSegmentation(SegmentationData):
             raise DataError(f"{names} is missing: it lists the {name} split, one name a line")
         ids = names.read_text().split()
         pairs = [
-            Pair(self.root / "JPEGImages" / f"{id}.jpg", self.root / "SegmentationClass" / f"{id}.png", id) for id in ids
+            Pair(self.root / "JPEGImages" / f"{id}.jpg", self.root / "SegmentationClass" / f"{id}.png", id)
+            for id in ids
         ]
         if name == "test" and not all(pair.mask.is_file() for pair in pairs):
             return None

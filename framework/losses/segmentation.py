@@ -61,8 +61,7 @@ def focal(
     """
     logits, class_weights = _widen(logits, class_weights)
     surprise = F.cross_entropy(logits, mask, ignore_index=ignore_index, reduction="none")  # -log p, 0 where ignored
-    error = -torch.expm1(-surprise)  # 1 - p without cancellation
-    error = error.clamp_min(torch.finfo(error.dtype).tiny)  # the slope of x ** gamma at 0 is infinite below gamma 1
+    error = _floor(1 - torch.exp(-surprise))  # the slope of x ** gamma is infinite at 0, if gamma is below 1
     weights = _pixel_weights(mask, ignore_index, class_weights, logits.dtype)
     return _divide((weights * error**gamma * surprise).sum(), weights.sum())
 
@@ -166,7 +165,7 @@ def _divide(total: Tensor, weight: Tensor) -> Tensor:
 
 
 def _floor(x: Tensor) -> Tensor:
-    """Replace 0 by the smallest normal number, to be divided by."""
+    """Replace 0 by the smallest normal number."""
     return x.clamp_min(torch.finfo(x.dtype).tiny)
 
 

@@ -96,17 +96,17 @@ class Task(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Lay out memory and compile, as asked for."""
-        convolutional = self.backbone.prefix_tokens == 0
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        self.memory_format = (
-            torch.channels_last
-            if self.channels_last or (self.channels_last is None and convolutional and on_gpu)
-            else torch.contiguous_format
-        )
-        self.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.memory_format = self.memory_layout(self.trainer.strategy.root_device.type)
+        self.to(memory_format=self.memory_format)
         if self.compile_network:
             for module in self.children():
                 module.compile()  # in place: keys in checkpoints stay as they are
+
+    def memory_layout(self, device: str) -> torch.memory_format:
+        """Return the layout that this network gets on a device type, `cpu` or `cuda`."""
+        convolutional = self.backbone.prefix_tokens == 0
+        chosen = self.channels_last if self.channels_last is not None else convolutional and device == "cuda"
+        return torch.channels_last if chosen else torch.contiguous_format
 
     def on_fit_start(self) -> None:
         """Refuse to train nothing."""
@@ -151,7 +151,7 @@ def _fused(factory: OptimizerFactory) -> OptimizerFactory:
     given = factory.keywords if isinstance(factory, partial) else {}
     target = factory if inspect.isclass(factory) else None
     knows = "fused" in given or (target is not None and "fused" in inspect.signature(target).parameters)
-    return partial(factory, fused=True) if knows and given.get("fused") is None else factory
+    return partial(factory, **{"fused": True}) if knows and given.get("fused") is None else factory
 
 
 def unpadded(batch: Batch, values: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Semantic segmentation: a class for every pixel."""
 
+from math import lcm
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from math import lcm
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -15,8 +15,9 @@ from framework.heads.decoders import UNet
 from framework.heads.dense import DenseHeadFactory
 from framework.inference import DenseInference
 from framework.losses.segmentation import CrossEntropy, SegmentationLoss
-from framework.preprocessing import crop_back, pad_to_multiple, resize_logits, to_unit
+from framework.preprocessing import crop_back, pad_to_multiple, resize_image, resize_logits, to_unit
 from framework.tasks.base import Batch, Task
+from framework.tracking.drawing import Row, error_map, overlay, palette, to_rgb
 
 
 class Segmentation(Task):
@@ -55,13 +56,8 @@ class Segmentation(Task):
         self.loss = loss or CrossEntropy()
         self.loss.check(num_classes)
         self.inference = inference or DenseInference()
-        self.confusion = torch.nn.ModuleDict(
-            {
-                split: MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
-                for split in ("val", "test")
-            }
-        )
-        self.mean_loss = torch.nn.ModuleDict({split: MeanMetric() for split in ("val", "test")})
+        self.val_metrics = SegmentationMetrics(self.class_names, ignore_index)
+        self.test_metrics = SegmentationMetrics(self.class_names, ignore_index)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, num_classes, H, W) of images (B, C, H, W), uint8 or float in [0, 1], of any size."""
@@ -72,7 +68,7 @@ class Segmentation(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of one batch."""
-        loss = self.loss(self(batch["image"]), batch["mask"], self.ignore_index)
+        loss: Tensor = self.loss(self(batch["image"]), batch["mask"], self.ignore_index)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
@@ -92,60 +88,101 @@ class Segmentation(Task):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Count one batch; returns the predicted classes of each image."""
-        return self._evaluate("val", batch)
+        return self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Count one batch; returns the predicted classes of each image."""
-        return self._evaluate("test", batch)
+        return self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Tensor]:
         """Return each image's classes (H, W), uint8, at its original size."""
         return [logits.argmax(0).to(torch.uint8) for logits in self.predict_logits(batch)]
 
-    def _evaluate(self, split: str, batch: Batch) -> STEP_OUTPUT:
+    def _evaluate(self, batch: Batch, metrics: "SegmentationMetrics") -> STEP_OUTPUT:
         predictions = []
         for row, logits in enumerate(self.predict_logits(batch)):
-            height, width = logits.shape[-2:]
-            mask = batch["mask"][row, :height, :width]
-            prediction = logits.argmax(0)
-            predictions.append(prediction)
-            if batch["is_pad"][row]:
-                continue
-            self.confusion[split].update(prediction, mask)
-            self.mean_loss[split].update(self.loss(logits[None], mask[None], self.ignore_index))
+            mask = batch["mask"][row, : logits.shape[-2], : logits.shape[-1]]
+            predictions.append(logits.argmax(0))
+            if not batch["is_pad"][row]:
+                metrics.update(predictions[-1], mask, self.loss(logits[None], mask[None], self.ignore_index))
         return {"predictions": predictions}
+
+    # Metrics are reset at the start, not at the end: what inference mode has touched, training may not touch again.
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
-        self._reset_metrics("val")
+        self.val_metrics.reset()
 
     def on_test_epoch_start(self) -> None:
         """Start counting."""
-        self._reset_metrics("test")
-
-    def _reset_metrics(self, split: str) -> None:
-        # At the start, not at the end: what inference mode has touched, training may not touch again.
-        self.confusion[split].reset()
-        self.mean_loss[split].reset()
+        self.test_metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split."""
-        self._log_metrics("val")
+        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute().items()})
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test split."""
-        self._log_metrics("test")
+        self.log_dict({f"test/{name}": value for name, value in self.test_metrics.compute().items()})
 
-    def _log_metrics(self, split: str) -> None:
-        confusion, mean_loss = self.confusion[split], self.mean_loss[split]
-        metrics = segmentation_metrics(confusion.compute().double(), self.class_names)
-        metrics = {"loss": mean_loss.compute(), **metrics, "score": metrics["miou"]}
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
+    # What the pictures show.
+
+    def draw_row(self, batch: Batch, outputs: Any, row: int) -> Row:
+        """Draw one evaluated image: input, target, prediction and errors."""
+        (height, width), size = batch["original_size"][row], batch["size"][row]
+        image = resize_image(batch["image"][row, :, : size[0], : size[1]], (height, width))
+        target, prediction = batch["mask"][row, :height, :width], outputs["predictions"][row]
+        colours, picture = palette(self.num_classes), to_rgb(image)
+        counted = (target != self.ignore_index).sum().clamp(min=1)
+        right = (prediction == target).sum() / counted
+        return Row(
+            f"{batch['id'][row]}: {100 * float(right):.1f} % of pixels right",
+            [
+                ("input", picture),
+                ("target", overlay(picture, target, colours, ignore_index=self.ignore_index)),
+                ("prediction", overlay(picture, prediction, colours)),
+                ("errors", error_map(target, prediction, self.ignore_index)),
+            ],
+        )
+
+    def legend(self) -> list[tuple[str, Any]]:
+        """Return the class names with their colours."""
+        return list(zip(self.class_names, palette(self.num_classes), strict=True))
 
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log."""
         metrics = segmentation_metrics(torch.eye(self.num_classes), self.class_names)
         return [f"val/{name}" for name in ("loss", "score", *metrics)]
+
+
+class SegmentationMetrics(nn.Module):
+    """One confusion matrix and the mean loss of a split; everything else is computed from them at the epoch's end.
+
+    Args:
+        class_names: Names of the classes.
+        ignore_index: Class index in masks of pixels that do not count.
+    """
+
+    def __init__(self, class_names: list[str], ignore_index: int) -> None:
+        super().__init__()
+        self.class_names = class_names
+        self.confusion = MulticlassConfusionMatrix(len(class_names), ignore_index=ignore_index, validate_args=False)
+        self.loss = MeanMetric()
+
+    def update(self, prediction: Tensor, mask: Tensor, loss: Tensor) -> None:
+        """Count one image: classes (H, W), mask (H, W), both long, and its loss."""
+        self.confusion.update(prediction, mask)
+        self.loss.update(loss)
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.confusion.reset()
+        self.loss.reset()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return all metrics, over all processes; `score` is the headline, mIoU."""
+        metrics = segmentation_metrics(self.confusion.compute().double(), self.class_names)
+        return {"loss": self.loss.compute(), **metrics, "score": metrics["miou"]}
 
 
 def segmentation_metrics(confusion: Tensor, class_names: list[str]) -> dict[str, Tensor]:

@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 from PIL import Image
 
-Panel = tuple[str, NDArray[np.uint8]]
+from framework.tracking.drawing import Row, contact_sheet
 
 
 class Pictures(Callback):
     """Draws what the task predicts for evenly spread samples of the validation and test splits.
 
     The predictions are those that validation makes anyway: nothing is computed twice. A task takes part by having
-    `draw_row(batch, outputs, row)`, which returns a caption and titled (H, W, 3) pictures, and `legend()`.
+    `draw_row(batch, outputs, row)`, one row of titled pictures, and `legend()`.
 
     Args:
         folder: Where the PNGs go.
@@ -25,7 +23,7 @@ class Pictures(Callback):
 
     def __init__(self, folder: Path, count: int = 4, at_most: int = 10) -> None:
         self.folder, self.count, self.at_most = folder, count, at_most
-        self._rows: list[tuple[str, list[Panel]]] = []
+        self._rows: list[Row] = []
 
     def _wanted(self, trainer: Trainer) -> bool:
         if not trainer.is_global_zero or trainer.sanity_checking or not hasattr(trainer.lightning_module, "draw_row"):
@@ -50,8 +48,6 @@ class Pictures(Callback):
     def _publish(self, trainer: Trainer, split: str) -> None:
         if not self._rows:
             return
-        from framework.tracking.drawing import contact_sheet
-
         task: Any = trainer.lightning_module
         training = trainer.state.fn == "fit"
         name = f"{split}_epoch_{trainer.current_epoch:03d}" if training else f"{split}_best"

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ def test_windows_overlap_by_at_least_what_was_asked():
     offsets = inference._offsets(93, 20)
     assert offsets[0] == 0
     assert offsets[-1] == 93 - 20
-    assert max(b - a for a, b in zip(offsets, offsets[1:], strict=False)) <= 10
+    assert max(b - a for a, b in pairwise(offsets)) <= 10
 
 
 def test_a_window_sees_only_itself():

@@ -30,6 +30,7 @@ LOSSES = {
     "focal": Focal(),
     "focal, flat": Focal(gamma=0.5, class_weights=WEIGHTS),
     "dice": Dice(),
+    "dice, all classes": Dice(classes="all"),
     "dice, smooth, all classes": Dice(smooth=1.0, classes="all"),
     "lovasz": Lovasz(),
     "lovasz, all classes": Lovasz(classes="all"),
@@ -155,6 +156,7 @@ def test_lovasz_of_a_hard_prediction_is_one_minus_mean_iou():
 def test_ignored_pixels_change_neither_value_nor_gradient(loss, ignore_index):
     logits, mask = batch(seed=5, absent=1)
     ignored = mask == IGNORE
+    wanted = loss(logits, mask, IGNORE)
     mask = mask.masked_fill(ignored, ignore_index)
     other = logits.clone()
     other.movedim(1, -1)[ignored] = torch.randn(int(ignored.sum()), 4, dtype=torch.float64) * 50
@@ -163,7 +165,7 @@ def test_ignored_pixels_change_neither_value_nor_gradient(loss, ignore_index):
         x.requires_grad_()
         values.append(loss(x, mask, ignore_index))
         gradients.append(torch.autograd.grad(values[-1], x)[0])
-    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(values, [wanted, wanted], rtol=1e-12, atol=0)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-15)
     assert values[0] > 0
     assert gradients[0].movedim(1, -1)[ignored].eq(0).all()

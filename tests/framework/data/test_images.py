@@ -15,9 +15,21 @@ def save(path, array=COLOUR, mode=None, **options):
     return path
 
 
-@pytest.mark.parametrize(("mode", "name"), [("RGB", "x.png"), ("L", "x.png"), ("RGBA", "x.png"), ("LA", "x.png"),
-                                            ("P", "x.png"), ("1", "x.png"), ("CMYK", "x.jpg"), ("RGB", "x.webp"),
-                                            ("RGB", "x.tiff"), ("RGB", "x.bmp")])
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("RGB", "x.png"),
+        ("L", "x.png"),
+        ("RGBA", "x.png"),
+        ("LA", "x.png"),
+        ("P", "x.png"),
+        ("1", "x.png"),
+        ("CMYK", "x.jpg"),
+        ("RGB", "x.webp"),
+        ("RGB", "x.tiff"),
+        ("RGB", "x.bmp"),
+    ],
+)
 def test_every_mode_becomes_the_asked_channels(tmp_path, mode, name):
     path = save(tmp_path / name, mode=mode)
     for channels in (1, 3, 4):
@@ -70,7 +82,7 @@ def damage(path, kind):
 def test_damaged_files_are_named(tmp_path, kind):
     path = save(tmp_path / "bad.png")
     damage(path, kind)
-    with pytest.raises(DataError, match="bad.png"):
+    with pytest.raises(DataError, match=r"bad\.png"):
         read_image(path)
 
 
@@ -104,8 +116,11 @@ def palette_mask(path):
 
 
 def test_index_and_palette_masks_hold_the_class(tmp_path):
-    for path in (save(tmp_path / "l.png", CLASSES), palette_mask(tmp_path / "p.png"),
-                 save(tmp_path / "i.png", CLASSES.astype(np.uint16))):
+    for path in (
+        save(tmp_path / "l.png", CLASSES),
+        palette_mask(tmp_path / "p.png"),
+        save(tmp_path / "i.png", CLASSES.astype(np.uint16)),
+    ):
         assert np.array_equal(MaskTable(3, 255).read(path), CLASSES)
 
 

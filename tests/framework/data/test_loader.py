@@ -52,8 +52,10 @@ def test_epochs_and_seeds_differ_in_order_and_augmentation():
 
 
 def test_a_samples_augmentation_does_not_depend_on_its_batch():
-    drawn = [dict(zip([i for b in e for i in b[0]], torch.cat([b[1] for b in e]), strict=True))
-             for e in (epoch(loader(batch_size=2), 0), epoch(loader(batch_size=5), 0))]
+    drawn = [
+        dict(zip([i for b in e for i in b[0]], torch.cat([b[1] for b in e]), strict=True))
+        for e in (epoch(loader(batch_size=2), 0), epoch(loader(batch_size=5), 0))
+    ]
     for name in drawn[0].keys() & drawn[1].keys():
         assert torch.equal(drawn[0][name], drawn[1][name])
 
@@ -75,9 +77,11 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(workers, stop):
 
 
 def test_processes_share_an_epoch_without_overlap():
-    parts = [[name for names, _ in epoch(loader(length=24, rank=rank, world=3), 0) for name in names] for rank in range(3)]
+    parts = [
+        [name for names, _ in epoch(loader(length=24, rank=rank, world=3), 0) for name in names] for rank in range(3)
+    ]
     assert len({len(part) for part in parts}) == 1
-    assert sorted(sum(parts, []), key=int) == [str(i) for i in range(24)]
+    assert sorted((name for part in parts for name in part), key=int) == [str(i) for i in range(24)]
 
 
 def test_evaluation_counts_every_sample_once_on_any_number_of_processes():

@@ -48,10 +48,12 @@ def test_repeats_visit_each_image_again_with_another_crop(root):
     module = data(root, repeats=3)
     module.check_files()
     batches = list(module.train_dataloader())
-    ids = sum((batch["id"] for batch in batches), [])
+    ids = [name for batch in batches for name in batch["id"]]
     assert len(batches) == module.train_batches() == 6
     assert all(ids.count(name) == 3 for name in set(ids))
-    crops = [image for batch in batches for image, name in zip(batch["image"], batch["id"], strict=True) if name == ids[0]]
+    crops = [
+        image for batch in batches for image, name in zip(batch["image"], batch["id"], strict=True) if name == ids[0]
+    ]
     assert not torch.equal(crops[0], crops[1])
 
 
@@ -144,7 +146,7 @@ def test_the_same_image_in_two_splits_is_warned_of(root):
 
 
 def test_fewer_samples_than_a_batch_are_refused(root):
-    with pytest.raises(DataError, match="lower data.batch_size to at most 4"):
+    with pytest.raises(DataError, match=r"lower data\.batch_size to at most 4"):
         data(root, batch_size=5).check_files()
 
 

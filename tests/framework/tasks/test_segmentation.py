@@ -20,9 +20,16 @@ def task(**options):
 
 
 def trainer(tmp_path, **options):
-    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                   enable_model_summary=False, use_distributed_sampler=False, default_root_dir=tmp_path,
-                   **{"max_epochs": 1, **options})
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=tmp_path,
+        **{"max_epochs": 1, **options},
+    )
 
 
 def mixed(tmp_path, **options):
@@ -102,12 +109,12 @@ def test_pads_that_even_out_processes_are_not_counted(tmp_path):
     batch = next(iter(module.val_dataloader()))
     batch["mask"] = batch["mask"].long()
     model.validation_step(batch, 0)
-    whole = model.confusion["val"].compute().clone()
-    model.confusion["val"].reset()
+    whole = model.val_metrics.confusion.compute().clone()
+    model.val_metrics.reset()
     batch["is_pad"][1] = True
     model.validation_step(batch, 0)
     height, width = batch["original_size"][1]
-    assert int(whole.sum() - model.confusion["val"].compute().sum()) == height * width
+    assert int(whole.sum() - model.val_metrics.confusion.compute().sum()) == height * width
 
 
 def test_ignored_pixels_count_neither_in_loss_nor_in_metrics(tmp_path):
@@ -116,7 +123,7 @@ def test_ignored_pixels_count_neither_in_loss_nor_in_metrics(tmp_path):
     mask = batch["mask"].long()
     mask[:, :20] = 255
     model.validation_step({**batch, "mask": mask}, 0)
-    assert int(model.confusion["val"].compute().sum()) == int((mask != 255).sum())
+    assert int(model.val_metrics.confusion.compute().sum()) == int((mask != 255).sum())
     logits = model(batch["image"])
     changed = mask.clone()
     changed[:, :5] = 255
@@ -138,9 +145,9 @@ def test_the_number_of_workers_does_not_change_training(tmp_path):
 def test_training_learns(tmp_path):
     root = write_mask_folder(tmp_path / "set", counts=(8, 4, 0))
     module = MaskFolder(str(root), batch_size=4, num_workers=0, crop_size=48, repeats=2)
-    model = task(head=UNet, optimizer=lambda groups: torch.optim.AdamW(groups, lr=3e-3))
+    model = task(head=UNet, optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2))
     (before,) = trainer(tmp_path).validate(model, module, verbose=False)
-    trainer(tmp_path, max_epochs=15).fit(model, module)
+    trainer(tmp_path, max_epochs=20).fit(model, module)
     (after,) = trainer(tmp_path).validate(model, module, verbose=False)
     assert before["val/miou"] < 0.4
     assert after["val/miou"] > 0.7

@@ -1,0 +1,153 @@
+"""What a run leaves behind, and how experiments are laid over each other."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from framework.cli.main import main
+from tests.folders import write_mask_folder
+from tests.framework.cli.test_door import EXPERIMENT
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run a command on the experiment; return the run's folder."""
+    if not (tmp_path / "set").exists():
+        write_mask_folder(tmp_path / "set")
+    Path("x.yaml").write_text(EXPERIMENT)
+
+    def call(*options, command="fit", config="x.yaml", code=0):
+        before = set(Path("runs").glob("*/*"))
+        assert main([command, *(["--config", config] if config else []), *options]) == code
+        (folder,) = set(Path("runs").glob("*/*")) - before or {None}
+        return folder
+
+    return call
+
+
+def test_a_run_leaves_everything_in_its_folder(run, capsys):
+    folder = run("--trainer.max_epochs", "2")
+    printed = capsys.readouterr().out
+    assert folder.parent == Path("runs/x")
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "checkpoints",
+        "metrics.json",
+        "metrics.csv",
+        "pictures",
+    }
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"val/miou", "val/score", "test/miou", "test/iou/class 1", "val/pixel_accuracy"} <= set(metrics)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert all(float(row["train/loss"]) > 0 and float(row["val/miou"]) >= 0 for row in rows)
+    best = max(float(row["val/score"]) for row in rows)
+    assert metrics["val/score"] == pytest.approx(best, abs=1e-6)
+    pictures = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert pictures == ["test_best.png", "val_best.png", "val_epoch_000.png", "val_epoch_001.png"]
+    for name in ("checkpoints", "metrics.json", "pictures", "config.yaml"):
+        assert (
+            str(folder / name)
+            in printed.splitlines()[-4:][["checkpoints", "metrics.json", "pictures", "config.yaml"].index(name)]
+        )
+
+
+def test_the_saved_config_is_an_experiment_that_gives_the_same_result(run):
+    first = run()
+    second = run(config=str(first / "config.yaml"))
+    weights = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_checkpoint_alone_is_enough_to_test_and_predict(run, tmp_path):
+    folder = run()
+    checkpoint = str(folder / "checkpoints/best.ckpt")
+    tested = run("--ckpt_path", checkpoint, command="test", config=None)
+    first, second = (json.loads((f / "metrics.json").read_text()) for f in (folder, tested))
+    assert second["test/miou"] == first["test/miou"]
+    Image.fromarray(np.zeros((37, 61, 3), np.uint8)).save(tmp_path / "odd.png")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "odd.png").rename(tmp_path / "new/odd.png")
+    predicted = run(
+        "--ckpt_path", checkpoint, "--data.predict_dir", str(tmp_path / "new"), command="predict", config=None
+    )
+    mask = Image.open(predicted / "predictions/odd.png")
+    assert mask.size == (61, 37)
+    assert np.asarray(mask).max() <= 2
+
+
+def test_options_override_files_and_later_files_override_earlier_ones(run, capsys):
+    Path("more.yaml").write_text("trainer: {max_epochs: 7}\nmodel: {init_args: {head: {class_path: UNet}}}\n")
+    arguments = [
+        "--config",
+        "more.yaml",
+        "--model.backbone.name",
+        "test_convnext",
+        "--data.batch_size=3",
+        "--print_config",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["trainer"]["max_epochs"] == 7
+    assert resolved["trainer"]["gradient_clip_val"] == 1.0  # from the defaults
+    assert resolved["model"]["init_args"]["backbone"]["init_args"]["name"] == "test_convnext"
+    assert resolved["model"]["init_args"]["head"]["class_path"] == "framework.heads.decoders.UNet"
+    assert resolved["data"]["init_args"]["batch_size"] == 3
+
+
+def test_another_data_set_is_one_option_away(run, tmp_path):
+    write_mask_folder(tmp_path / "twenty", classes=20, counts=(3, 1, 0))
+    folder = run("--data", "MaskFolder", "--data.root", "twenty", "--data.crop_size", "32")
+    assert len([k for k in json.loads((folder / "metrics.json").read_text()) if k.startswith("val/iou/")]) == 20
+
+
+def test_callbacks_are_added_not_replaced(run):
+    folder = run("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/score")
+    assert (folder / "checkpoints/best.ckpt").exists()
+
+
+def test_a_user_class_is_used_once_its_module_is_trusted(run, tmp_path):
+    source = (Path(__file__).parents[2] / "tiny.py").read_text()
+    (tmp_path / "my_net.py").write_text(source)
+    assert run("--model.backbone", "my_net.Tiny", "--trust", "my_net", "--model.backbone.width", "4")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):
+    folder = run(
+        "--model.optimizer.lr", "1e30", "--trainer.max_epochs", "20", "--trainer.gradient_clip_val", "null", code=2
+    )
+    assert "the loss is not finite at epoch" in capsys.readouterr().err
+    for checkpoint in (folder / "checkpoints").iterdir():
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_run_that_is_interrupted_goes_on_from_its_checkpoint(run):
+    whole = run("--trainer.max_epochs", "3")
+    half = run("--trainer.max_epochs", "3", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "3")
+    assert whole != half
+    resumed = run("--trainer.max_epochs", "3", "--ckpt_path", str(whole / "checkpoints/last.ckpt"))
+    rows = list(csv.DictReader((resumed / "metrics.csv").open())) if (resumed / "metrics.csv").exists() else []
+    assert rows == []  # it was complete
+
+
+def test_channels_follow_the_data(run, tmp_path):
+    folder = run("--data.channels", "1")
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    first = next(value for name, value in state.items() if name.startswith("backbone") and value.ndim == 4)
+    assert first.shape[1] == 1
+
+
+def test_checkpoints_hold_the_experiment_and_load_safely(run):
+    folder = run()
+    checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["config"] == yaml.safe_load((folder / "config.yaml").read_text())
