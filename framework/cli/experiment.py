@@ -26,7 +26,7 @@ from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
 from framework.prediction import PredictionWriter
 from framework.registry import advertised, trusted_modules
-from framework.run import ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
+from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
 from framework.tasks.base import Task, total_steps
 from framework.tracking.pictures import Pictures
 
@@ -317,6 +317,15 @@ def run_experiment(
         door.check(layer)
     name = files[-1].stem if len(files) > 1 else "run"  # the first are the defaults
     configs = [part for file in files for part in ("--config", str(file))]
+    started_by_another = ID_VARIABLE in os.environ
+    try:
+        return _run(name, layers, command, configs, options)
+    finally:
+        if not started_by_another:
+            os.environ.pop(ID_VARIABLE, None)
+
+
+def _run(name: str, layers: Sequence[Layer], command: str, configs: Sequence[str], options: Sequence[str]) -> int:
     cli = ExperimentCLI(
         name, layers, args=[command, *(["--help"] if "--help-all" in options else [*configs, *options])]
     )
@@ -332,6 +341,7 @@ def hush() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
         ".*does not have many workers.*",  # chosen from the cores, or by the user
         "Found .* module.* in eval mode",  # frozen layers rest
+        "The dirpath has changed from",  # going on from another run's checkpoint is meant
         "Couldn't infer the batch indices",  # predictions carry the ids of their images
         "Checkpoint directory .* exists and is not empty",  # the run folder's own
         ".*The number of training batches .* is smaller than the logging interval.*",

@@ -23,7 +23,7 @@ RIGHT, WRONG, HATCH = (226, 228, 232), (206, 44, 40), (150, 150, 156)
 CYAN = np.array([0.0, 0.85, 1.0])
 INK, FAINT, PAPER = (32, 33, 36), (104, 108, 114), (255, 255, 255)
 GAP, MARGIN, SWATCH = 8, 16, 14
-SHEET_WIDTH, LARGEST, LEGIBLE = 2400, 640, 256  # pixels: of a sheet, of a picture, and what small pictures grow to
+SHEET_WIDTH, LARGEST, LEGIBLE = 1640, 640, 256  # pixels: of a sheet, of a picture, and what small pictures grow to
 
 
 class Row(NamedTuple):

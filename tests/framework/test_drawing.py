@@ -164,7 +164,7 @@ def test_large_pictures_shrink_and_keep_their_shape():
     red = np.zeros((1000, 3000, 3), np.uint8) + np.array([200, 0, 0], np.uint8)
     for count in (1, 4):
         sheet = panel([("red", red)] * count)
-        assert sheet.shape[1] <= 2450
+        assert sheet.shape[1] <= 1680
         rows, columns = np.nonzero((sheet == [200, 0, 0]).all(-1))
         width, height = len(np.unique(columns)) // count, len(np.unique(rows))
         assert 400 < width <= 640

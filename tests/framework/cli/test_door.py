@@ -79,7 +79,7 @@ def test_abbreviated_options_are_refused(refuse):
 def test_doubled_keys_tabs_and_broken_yaml_name_the_line(refuse):
     assert "x.yaml:14: trainer.max_epochs stands twice (first in line 12)" in refuse("", "  max_epochs: 3\n")
     assert "x.yaml:14: not YAML" in refuse("", "\tmax_epochs: 3\n")
-    assert "x.yaml:14: not YAML" in refuse("", "data: [\n")
+    assert "x.yaml:15: not YAML" in refuse("", "data: [\n")
 
 
 @pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
