@@ -72,7 +72,7 @@ class Timm(Backbone):
         super().__init__(
             levels=levels,
             multiple=_multiple(outline, run, levels, unit),
-            prefix_tokens=outline.num_prefix_tokens if _returns_prefix(outline) else 0,
+            prefix_tokens=_prefix_tokens(outline),
             in_channels=in_channels,
             mean=outline.pretrained_cfg["mean"],
             std=outline.pretrained_cfg["std"],
@@ -85,11 +85,12 @@ class Timm(Backbone):
         elif pretrained == "packaged":
             _load(net, packaged_weights(name), f"the packaged {name}", known, in_channels)
         self.taps = taps
+        self.norm = _is_plain(net)
         self.net = net
 
     def extract(self, images: Tensor) -> Features:
         """Compute the features of normalised images (B, C, H, W), float."""
-        return _extract(self.net, images, self.taps)
+        return _extract(self.net, images, self.taps, self.norm, self.prefix_tokens)
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Split the parameters into stem, then stages (of a ViT: blocks), input to output."""
@@ -139,10 +140,10 @@ def _is_plain(net: Any) -> bool:
     return len(net.feature_info) > 1 and len(set(_strides(net))) == 1
 
 
-def _returns_prefix(net: Any) -> bool:
-    """Tell whether a network has class or register tokens and hands them out."""
+def _prefix_tokens(net: Any) -> int:
+    """Return the number of class and register tokens that a network hands out."""
     accepted = inspect.signature(net.forward_intermediates).parameters
-    return bool(getattr(net, "num_prefix_tokens", 0)) and "return_prefix_tokens" in accepted
+    return int(getattr(net, "num_prefix_tokens", 0)) if "return_prefix_tokens" in accepted else 0
 
 
 def _taps(net: Any, out_indices: list[int] | None) -> list[int]:
@@ -172,9 +173,10 @@ def _drop(net: Any, unused: list[str]) -> None:
         setattr(net.get_submodule(owner), leaf, None)
 
 
-def _extract(net: Any, images: Tensor, taps: list[int]) -> Features:
-    options = {"indices": taps, "norm": _is_plain(net), "stop_early": True, "intermediates_only": True}
-    if not _returns_prefix(net):
+def _extract(net: Any, images: Tensor, taps: list[int], norm: bool, prefix_tokens: int) -> Features:
+    """Run the network up to its last tap."""
+    options = {"indices": taps, "norm": norm, "stop_early": True, "intermediates_only": True}
+    if not prefix_tokens:
         return Features(list(net.forward_intermediates(images, **options)), [])
     maps, prefix = zip(*net.forward_intermediates(images, **options, return_prefix_tokens=True), strict=True)
     return Features(list(maps), list(prefix))
@@ -194,9 +196,8 @@ def _levels(net: Any, run: Run) -> tuple[list[Level], int]:
             problem = next(iter(str(error).strip().splitlines()), repr(error))
             continue
         levels = [Level(x.shape[1], 2 * unit // x.shape[2]) for x in maps]
-        if [tuple(x.shape[2:]) for x in maps] == [
-            (2 * unit / level.stride, 3 * unit / level.stride) for level in levels
-        ]:
+        exact = [(2 * unit / level.stride, 3 * unit / level.stride) for level in levels]
+        if [tuple(x.shape[2:]) for x in maps] == exact:
             return levels, unit
         problem = f"{3 * unit}x{2 * unit} images give maps of {', '.join(f'{x.shape[3]}x{x.shape[2]}' for x in maps)}"
     raise ConfigError(
@@ -246,7 +247,8 @@ def _strides(net: Any) -> list[int]:
 
 def _run(net: Any, taps: list[int], in_channels: int, height: int, width: int) -> Features:
     """Run a network on the meta device: shapes and graph, no values."""
-    return _extract(net, torch.empty(2, in_channels, height, width, device="meta"), taps)
+    images = torch.empty(2, in_channels, height, width, device="meta")
+    return _extract(net, images, taps, _is_plain(net), _prefix_tokens(net))
 
 
 def _stage_names(net: Any) -> list[list[str]]:
@@ -270,12 +272,11 @@ def _from_hub(name: str, options: dict[str, Any]) -> Any:
         _check_network(name)
         return timm.create_model(name, pretrained=True, **options)
     except (OSError, RuntimeError) as error:
-        packaged = f"pretrained: packaged ({', '.join(PACKAGED)})"
         raise WeightsError(
             f"no weights for timm's {name}: {str(error).strip().splitlines()[0]}\n"
             f"  neither from {constants.ENDPOINT} nor in its cache, {constants.HF_HUB_CACHE}\n"
-            f"  with a network, run it once more there and copy the cache, or download the file and set weights: PATH\n"
-            f"  without, set {packaged} or pretrained: false"
+            "  with a network, run it once more there and copy the cache, or download the file and set weights: PATH\n"
+            f"  without, set pretrained: false, or pretrained: packaged with {', '.join(PACKAGED)}"
         ) from error
 
 
@@ -294,7 +295,7 @@ def _check_network(name: str) -> None:
 
 def _classifier(net: Any) -> list[str]:
     """Name the parameters of a network's classifiers, which a file may have although the network has none."""
-    layers = net.pretrained_cfg["classifier"] or ()
+    layers = net.pretrained_cfg.get("classifier") or ()
     return [
         f"{layer}.{leaf}" for layer in ([layers] if isinstance(layers, str) else layers) for leaf in ("weight", "bias")
     ]
@@ -314,7 +315,7 @@ def _load(net: Any, state: dict[str, Tensor], source: str | PathLike[str], known
             raise WeightsError(
                 f"{source} does not fit {type(net).__name__}: timm cannot convert it ({error!r})"
             ) from error
-    first = net.pretrained_cfg["first_conv"] or ()
+    first = net.pretrained_cfg.get("first_conv") or ()
     for layer in [first] if isinstance(first, str) else first:
         key = f"{layer}.weight"
         if in_channels != 3 and key in state and state[key].shape != net.get_parameter(key).shape:

@@ -189,8 +189,9 @@ def _load(
     # DenseNet's published files have names from before torch 0.4, such as `denselayer1.norm.1.weight`.
     state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): x for key, x in state.items()}
     weight = state.get(f"{stem}.weight")
-    if weight is not None and weight.shape[1] == 3 != in_channels:
-        repeats = weight.sum(1, keepdim=True) if in_channels == 1 else weight.repeat(1, -(-in_channels // 3), 1, 1)
-        # As many copies as fit, scaled so that an image of equal channels gives what it gave before.
-        state[f"{stem}.weight"] = repeats[:, :in_channels] * (1 if in_channels == 1 else 3 / in_channels)
+    if weight is not None and weight.shape[1] == 3 and in_channels == 1:
+        state[f"{stem}.weight"] = weight.sum(1, keepdim=True)
+    elif weight is not None and weight.shape[1] == 3 and in_channels != 3:  # as many copies as fit, at the same sum
+        copies = weight.repeat(1, -(-in_channels // 3), 1, 1)[:, :in_channels]
+        state[f"{stem}.weight"] = copies * (3 / in_channels)
     load_strictly(net, state, source, may_exceed=known)

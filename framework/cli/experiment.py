@@ -214,7 +214,7 @@ class ExperimentCLI(LightningCLI):
         device = trainer.strategy.root_device.type
         counts = {} if self.subcommand == "predict" else self.datamodule.counts
         classes = list(self.datamodule.classes[:8]) + (["..."] if len(self.datamodule.classes) > 8 else [])
-        layout = "channels last" if model.memory_layout(device) is torch.channels_last else "contiguous"
+        layout = "channels last" if model.memory_format is torch.channels_last else "contiguous"
         workers = self.datamodule.worker_count(trainer.world_size)
         return "\n".join(
             [

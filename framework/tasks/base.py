@@ -34,7 +34,7 @@ class Task(LightningModule, ABC):
         schedule: The learning rate as a function of the step.
         backbone_lr_factor: The backbone learns at this fraction of the learning rate.
         freeze: Stages of the backbone, from the input on, that are never trained; `all` for the whole.
-        channels_last: Memory layout; null: channels last for convolutional backbones on a GPU.
+        channels_last: Memory layout; null: channels last for convolutional backbones.
         compile: Compile backbone and head with torch.compile.
     """
 
@@ -96,16 +96,16 @@ class Task(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Lay out memory and compile, as asked for."""
-        self.memory_format = self.memory_layout(self.trainer.strategy.root_device.type)
         self.to(memory_format=self.memory_format)
         if self.compile_network:
             for module in self.children():
                 module.compile()  # in place: keys in checkpoints stay as they are
 
-    def memory_layout(self, device: str) -> torch.memory_format:
-        """Return the layout that this network gets on a device type, `cpu` or `cuda`."""
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of weights and maps: convolutions are faster with channels last, on a CPU too."""
         convolutional = self.backbone.prefix_tokens == 0
-        chosen = self.channels_last if self.channels_last is not None else convolutional and device == "cuda"
+        chosen = self.channels_last if self.channels_last is not None else convolutional
         return torch.channels_last if chosen else torch.contiguous_format
 
     def on_fit_start(self) -> None:

@@ -3,6 +3,7 @@
 import sys
 from functools import cache
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from framework.errors import ConfigError, WeightsError
 from framework.weights import load_strictly
@@ -69,7 +71,7 @@ class TestBackbone:
     def test_frozen_features_beat_random_ones_on_photographs(self):
         """A linear probe tells twelve photographs apart by their right halves, having seen their left halves."""
         photographs = [as_tensor(getattr(data, name)()) for name in NAMES]
-        labels = torch.arange(len(NAMES)).repeat_interleave(8)
+        labels = torch.arange(len(NAMES)).repeat_interleave(6)
         train = torch.cat([crops(photo[..., : photo.shape[-1] // 2]) for photo in photographs])
         test = torch.cat([crops(photo[..., photo.shape[-1] // 2 :]) for photo in photographs])
         packaged = probe(Timm(LITE0, pretrained="packaged"), train, labels, test, labels)
@@ -78,16 +80,16 @@ class TestBackbone:
         assert packaged > max(random) + 0.25, (packaged, random)
 
 
-NAMES = "chelsea coffee astronaut rocket brick grass gravel moon coins camera hubble_deep_field retina".split()
+COLOUR = ("chelsea", "coffee", "astronaut", "rocket", "hubble_deep_field", "retina")
+NAMES = (*COLOUR, "brick", "grass", "gravel", "moon", "coins", "camera")
 
 
-def as_tensor(photograph: object) -> Tensor:
+def as_tensor(photograph: np.ndarray) -> Tensor:
     """Turn grey (H, W) or colour (H, W, 3) uint8 into (3, H, W) in [0, 1]."""
-    image = Image.fromarray(photograph).convert("RGB")  # type: ignore[arg-type]
-    return torch.tensor(list(image.getdata())).view(image.height, image.width, 3).permute(2, 0, 1) / 255
+    return pil_to_tensor(Image.fromarray(photograph).convert("RGB")) / 255
 
 
-def crops(photo: Tensor, count: int = 8, side: int = 96) -> Tensor:
+def crops(photo: Tensor, count: int = 6, side: int = 96) -> Tensor:
     """Cut squares from a photograph, evenly spread over its height, at keyed places across its width."""
     generator = torch.Generator().manual_seed(photo.shape[-1])
     rows = torch.linspace(0, photo.shape[-2] - side, count).long().tolist()
