@@ -13,7 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-SPLITS = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}  # forward in time
+SPLITS = {"train": (0, 1, 2, 3, 8, 9), "val": (4, 7), "test": (5, 6)}  # no test frame is next to a training frame
 CLASSES = {"background": (0, 0, 0), "cytoplasm": (0, 146, 99), "nucleus": (255, 200, 87)}  # colours of the palette
 CHANNELS = ("hoechst", "oblique")  # then two of labels: nuclei, cells
 

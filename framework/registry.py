@@ -7,7 +7,18 @@ from importlib.metadata import EntryPoint, entry_points
 
 from framework.errors import ConfigError
 
-KINDS = ("tasks", "backbones", "heads", "losses", "data", "callbacks", "loggers", "schedules")
+KINDS = (
+    "tasks",
+    "backbones",
+    "heads",
+    "losses",
+    "data",
+    "transforms",
+    "inference",
+    "schedules",
+    "callbacks",
+    "loggers",
+)
 TRUSTED = ("framework", "plugins", "lightning.pytorch", "torch", "torchvision")
 
 

@@ -18,6 +18,7 @@ CLASS_KEYS = {
     "head": "heads",
     "loss": "losses",
     "schedule": "schedules",
+    "inference": "inference",
     "optimizer": None,
 }
 """Keys whose plain string is a class, and the kind of plugin that it is."""

@@ -119,6 +119,15 @@ class TestFreezing:
         moved = changed(backbone, before)
         assert moved == {name for name in before if name.startswith("body.1")}  # parameters and statistics
 
+    def test_gradients_from_before_are_not_applied(self):
+        backbone = Pyramid()
+        optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
+        sum(x.square().mean() for x in backbone(torch.rand(4, 3, 8, 8)).maps).backward()
+        before = copy.deepcopy(backbone.state_dict())
+        backbone.freeze(1)
+        optimizer.step()
+        assert not [name for name in changed(backbone, before) if name.startswith("body.0")]
+
     def test_all_frozen_is_constant_and_deterministic_in_training_mode(self):
         backbone = Pyramid()
         optimizer = torch.optim.AdamW(backbone.parameters(), lr=0.1)

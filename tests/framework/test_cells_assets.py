@@ -11,7 +11,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 CELLS = ROOT / "framework" / "data" / "cells"
-SPLITS = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}
+SPLITS = {"train": (0, 1, 2, 3, 8, 9), "val": (4, 7), "test": (5, 6)}
 FRAMES = [(split, frame) for split, frames in SPLITS.items() for frame in frames]
 
 

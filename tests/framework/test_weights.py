@@ -149,6 +149,22 @@ class TestLoading:
         assert max(map(len, message.splitlines())) < 300
         assert_same(net.state_dict(), before)
 
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"2.bias": None}, "keys missing: 2.bias"),
+            ({"head.weight": torch.ones(1)}, "1 not in the network: head.weight"),
+            ({"2.bias": torch.ones(3)}, r"1 of another shape: 2.bias is \(3,\), wanted \(2,\)"),
+        ],
+    )
+    def test_nothing_for_a_single_problem(self, change: dict, problem: str):
+        net = network()
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        state = {name: x for name, x in (network(seed=1).state_dict() | change).items() if x is not None}
+        with pytest.raises(WeightsError, match=problem):
+            load_strictly(net, state, "x.pth")
+        assert_same(net.state_dict(), before)
+
     def test_exceptions_are_named(self):
         net, state = network(), network(seed=1).state_dict()
         bias = net[2].bias.detach().clone()

@@ -1,0 +1,1 @@
+"""Ratios against hand-written code, peers and limits: one command each."""

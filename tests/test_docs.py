@@ -1,0 +1,89 @@
+"""Every command, experiment and program in README.md and docs/ is run as written, with fewer steps."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from framework.cli.main import COMMANDS, main
+from tests.folders import write_mask_folder
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
+SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.repeats", "2"]
+BASE = """
+model: {class_path: Segmentation, init_args: {backbone: {class_path: Timm, init_args: {name: test_resnet}}}}
+data: {class_path: MaskFolder, init_args: {root: my_masks, batch_size: 2, num_workers: 0, crop_size: 64}}
+"""
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    lines = [line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
+    return [part.strip() for line in lines for part in line.partition("#")[0].split("&&")]
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path):
+    """A folder with what the pages take for granted."""
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    write_mask_folder(tmp_path / "my_masks", counts=(8, 2, 2))
+    (tmp_path / "new_images").mkdir()
+    Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / "new_images/a.png")
+    for page in PAGES:
+        for program in blocks(page, "python"):
+            name = re.match(r"# (\w+\.py)\n", program)
+            assert name is not None, f"{page.name}: the first line of a program names its file"
+            (tmp_path / name[1]).write_text(program)
+
+
+def run(command):
+    words = shlex.split(command)
+    if "ID" in command:
+        newest = max(Path("runs/unet_seg").iterdir(), key=lambda path: path.stat().st_mtime).name
+        words = [word.replace("/ID/", f"/{newest}/") for word in words]
+    short = SHORT if words[0] == "fit" else []
+    assert main([*words, *short]) == 0, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run(page, capsys):
+    known = [command for command in commands(page) if command.split()[0] in COMMANDS]
+    others = {command.split()[0] for command in commands(page)} - set(COMMANDS)
+    assert others <= {"pip", "pytest", "framework"}, "a command that no test runs"
+    for command in known:
+        if command.startswith(("test", "predict")) and not Path("runs/unet_seg").exists():
+            run("fit --config experiments/unet_seg.yaml")
+        run(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_experiments_are_valid(page, capsys):
+    Path("base.yaml").write_text(BASE)
+    for number, block in enumerate(blocks(page, "yaml")):
+        values = yaml.safe_load(block)
+        if "backbone" in values:
+            values = {"model": {"init_args": values}}
+        Path(f"block{number}.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", "base.yaml", "--config", f"block{number}.yaml", "--print_config"])
+        assert stop.value.code == 0, capsys.readouterr().err
+
+
+def test_the_file_map_is_complete():
+    listed = set(re.findall(r"^\| `([\w./]+)` \|", (REPOSITORY / "docs/index.md").read_text(), re.MULTILINE))
+    files = {
+        str(path.relative_to(REPOSITORY))
+        for folder in ("framework", "plugins", "benchmarks")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert files - listed == set()
+    assert {name for name in listed if name.endswith(".py")} - files == set()

@@ -1,0 +1,72 @@
+"""Every experiment that is shipped runs, with its real network, on data of the kind it names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from framework.cli.main import main
+from tests.folders import write_mask_folder
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def write_pets(root):
+    """Oxford-IIIT Pet's layout with a few small photographs."""
+    rng = np.random.default_rng(0)
+    folder = root / "oxford-iiit-pet"
+    for name in ("images", "annotations/trimaps"):
+        (folder / name).mkdir(parents=True)
+    for split, count in (("trainval", 40), ("test", 2)):
+        names = [f"{split}_{i}" for i in range(count)]
+        (folder / f"annotations/{split}.txt").write_text("".join(f"{name} 1 1 1\n" for name in names))
+        for name in names:
+            Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(folder / f"images/{name}.jpg")
+            trimap = Image.fromarray(rng.integers(1, 4, (40, 50), dtype=np.uint8))
+            trimap.save(folder / f"annotations/trimaps/{name}.png")
+
+
+def short(experiment, *options):
+    steps = [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
+    return main(["fit", "--config", str(EXPERIMENTS / experiment), "--trainer.max_epochs=1", *steps, *options])
+
+
+def test_every_experiment_says_in_its_first_line_what_data_it_needs():
+    for path in EXPERIMENTS.glob("*.yaml"):
+        assert path.read_text().startswith("# Needs "), path.name
+        assert len(path.read_text().splitlines()) < 40, path.name
+
+
+def figures():
+    (path,) = Path("runs").glob("[!.]*/*/metrics.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_unet_seg_learns_on_the_embedded_frames():
+    assert main(["fit", "--config", str(EXPERIMENTS / "unet_seg.yaml"), "--trainer.max_epochs", "6"]) == 0
+    assert figures()["test/miou"] > 0.45  # background everywhere scores 0.16
+
+
+def test_pets_unet_seg(tmp_path):
+    write_pets(tmp_path / "data")
+    assert short("pets_unet_seg.yaml", "--data.batch_size", "4", "--data.resize", "64", "--data.crop_size", "64") == 0
+    assert set(figures()) >= {"val/iou/pet", "test/iou/background"}
+
+
+def test_dinov2_linear_seg(tmp_path):
+    write_mask_folder(tmp_path / "my_masks", counts=(2, 1, 1))
+    weights = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
+    (tmp_path / "weights").mkdir()
+    torch.save(weights, tmp_path / "weights/dinov2_vits14_pretrain.pth")
+    options = ["--data.root", "my_masks", "--data.batch_size", "2", "--data.crop_size", "56", "--data.num_workers", "0"]
+    assert short("dinov2_linear_seg.yaml", *options) == 0
+    (checkpoint,) = Path("runs").glob("*/*/checkpoints/last.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name, value in weights.items():
+        if f"backbone.net.{name}" in trained:
+            assert torch.equal(trained[f"backbone.net.{name}"], value), name
