@@ -108,7 +108,10 @@ def _check_choice(name: str, pretrained: bool | Literal["packaged"], weights: st
     if pretrained and weights is not None:
         raise ConfigError(f"{name}: give pretrained: {str(pretrained).lower()} or weights: {weights}, not both")
     if pretrained == "packaged" and name not in PACKAGED:
-        raise ConfigError(f"no package has weights for {name}: packaged are {', '.join(PACKAGED)}")
+        raise ConfigError(
+            f"no package has weights for {name}, only for {', '.join(PACKAGED)}: set pretrained: true for those of the "
+            "hub, or false to start at random"
+        )
     published: Any = timm.models.get_pretrained_cfg(name)
     if pretrained is True and published and not published.has_weights:
         tags = timm.list_pretrained(f"{architecture}.*")

@@ -7,6 +7,8 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tensors are tiny, and threads that wait for each other spin
+
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -21,79 +20,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer
+from framework.cli.parser import Parser, explain, place_of, user_error
 from framework.cli.progress import Progress
 from framework.data.datamodule import VisionData
-from framework.errors import ConfigError, UserError
+from framework.errors import ConfigError
 from framework.prediction import PredictionWriter
 from framework.registry import advertised, trusted_modules
 from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
-from framework.tasks.base import Task, total_steps
+from framework.tasks.base import Task, knows_fused, total_steps
 from framework.tracking.pictures import Pictures
 
 TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckpt_path", "weights_only", "verbose"})
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors are a few lines, and name the file and line of what is wrong."""
-
-    layers: Sequence[Layer] = ()  # of the class: jsonargparse makes parsers of its own for what is nested
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what argparse would print a page of usage for."""
-        inner = user_error(ex)
-        if isinstance(inner, MissingError):
-            key = re.search(r'Parser key "([\w.]+)"', message)
-            inner = ConfigError(f"{_place(key[1], self.layers)}{key[1]}: {inner}") if key is not None else inner
-        if inner is None and "arguments are required" in message:
-            names = re.sub(r".*arguments are required: ", "", message, flags=re.DOTALL).replace("fit.", "")
-            inner = MissingError(f"missing: {names} (required, and no file or option gives it)")
-        raise inner or ConfigError(explain(message, self.layers)) from ex
-
-
-class MissingError(ConfigError):
-    """A required argument is given nowhere; whoever knows of what adds it."""
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """Return the user's error inside another that wraps it, or None."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def explain(message: str, layers: Sequence[Layer]) -> str:
-    """Put a message of jsonargparse into a few lines with the place of the key that it names."""
-    match = re.search(r'Parser key ["\']([\w.+]+)["\']:?\s*', message)
-    place = _place(match[1], layers) if match is not None else ""
-    text = message[match.end() :] if match is not None else message
-    text = re.sub(r"<class '([\w.]+)'>", lambda found: found[1].rpartition(".")[2], text)
-    noise = re.compile(r"Given value|Subtypes:|Does not validate|Errors:|Expected a (NoneType|path|dot import)")
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -") and not noise.search(line)]
-    given = re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)
-    if given is not None and "Got value" not in text and "(" not in given[1]:
-        lines.append(f"got {given[1]}")
-    return f"{place}{match[1] + ': ' if match is not None else ''}{'; '.join(lines[:6]) or message.splitlines()[0]}"
-
-
-def _place(key: str, layers: Sequence[Layer]) -> str:
-    wanted = key.split(".")
-    for layer in reversed(layers):
-        for path, place in layer.places.items():
-            if [name for name in path if name != "init_args"][-len(wanted) :] == wanted:
-                return f"{place}: "
-    return ""
-
-
-def _place_of(key: str, value: str, layers: Sequence[Layer]) -> str:
-    """Return where a key has this value, or an empty string."""
-    for layer in reversed(layers):
-        for path, place in layer.places.items():
-            inside: Any = layer.values
-            for name in path:
-                inside = inside[int(name)] if isinstance(inside, list) else inside.get(name, {})
-            if path[-1] == key and inside == value:
-                return f"{place}: "
-    return ""
 
 
 class ExperimentCLI(LightningCLI):
@@ -188,7 +125,7 @@ class ExperimentCLI(LightningCLI):
     def open_door(self) -> None:
         """Check what callbacks monitor and every file of the data, then make the run folder."""
         check_monitors(
-            self.trainer, self.model.metric_names(), lambda monitor: _place_of("monitor", monitor, self.layers)
+            self.trainer, self.model.metric_names(), lambda monitor: place_of("monitor", monitor, self.layers)
         )
         if self.subcommand == "fit":
             total_steps(self.trainer, self.datamodule)
@@ -197,6 +134,9 @@ class ExperimentCLI(LightningCLI):
         else:
             for warning in self.datamodule.check_files()[:5]:
                 print(f"warning: {warning}", file=sys.stderr)
+        if self.subcommand == "fit":
+            for split in ("train", "val"):
+                self.model.try_size(*self.datamodule.example(split)["image"].shape[-2:])
         config = self.plain_config()
         self.run.create(yaml.safe_dump(config, sort_keys=False))
         for logger in self.trainer.loggers:
@@ -223,9 +163,21 @@ class ExperimentCLI(LightningCLI):
                 f"parameters, {trained / 1e6:.2f} M trained",
                 f"data     {type(self.datamodule).__name__}: "
                 + ", ".join([*(f"{count} {name}" for name, count in counts.items()), f"classes {' '.join(classes)}"]),
+                *([self._recipe()] if self.subcommand == "fit" else []),
                 f"device   {trainer.num_devices} x {device}, precision {trainer.precision}, {layout}, "
                 f"{torch.get_num_threads()} threads, {workers} loader workers",
             ]
+        )
+
+    def _recipe(self) -> str:
+        arguments = self.plain_config()["model"]["init_args"]
+        chosen = arguments["optimizer"] or {"class_path": "AdamW", "init_args": {}}
+        name, rate = chosen["class_path"].rpartition(".")[2], chosen["init_args"].get("lr")
+        steps, images = total_steps(self.trainer, self.datamodule), self.datamodule.batch_size * self.trainer.world_size
+        return (
+            f"recipe   {name}{' fused' if knows_fused(self.model.optimizer) else ''}, learning rate {rate}, "
+            f"{type(self.model.schedule).__name__} over {steps} steps of {images} images, "
+            f"gradients clipped at {self.trainer.gradient_clip_val}"
         )
 
     def before_fit(self) -> None:
@@ -341,6 +293,7 @@ def hush() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
         ".*does not have many workers.*",  # chosen from the cores, or by the user
         "Found .* module.* in eval mode",  # frozen layers rest
+        "Be aware that when using `ckpt_path`",  # a test needs no checkpoint callbacks
         "The dirpath has changed from",  # going on from another run's checkpoint is meant
         "Couldn't infer the batch indices",  # predictions carry the ids of their images
         "Checkpoint directory .* exists and is not empty",  # the run folder's own

@@ -26,7 +26,7 @@ from torchvision.transforms import v2
 
 from framework.data.check import check_splits
 from framework.data.images import find_images, read_image
-from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, Sample, Samples, collate
+from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, Sample, SampleKey, Samples, collate
 from framework.data.transforms import EvalTransform, Photometric, TrainTransform
 from framework.errors import ConfigError, DataError
 
@@ -181,6 +181,11 @@ class VisionData(LightningDataModule, ABC):
         if not folder.is_dir():
             raise ConfigError(f"data.predict_dir: {folder} is no folder")
         return self._eval_loader(self.unlabelled(folder))
+
+    def example(self, split: SplitName) -> Sample:
+        """Return the first sample of a split as the network will see it."""
+        loader = self.train_dataloader() if split == "train" else self._eval_loader(self.splits()[split])
+        return loader.dataset[SampleKey(0, 0)]
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without targets."""

@@ -55,8 +55,8 @@ class UnlabelledFrames(ImageFiles):
 class SampleCells(SegmentationData):
     """Live-cell microscopy of a closing scratch, 576x210 pixels, two channels: background, cytoplasm, nucleus.
 
-    Ten frames of the BSD-3 package ndev-sampledata: six to train, two to validate, two to test. No test frame is next to
-    a training frame.
+    Ten frames of the BSD-3 package ndev-sampledata: six to train, two to validate, two to test. No test frame is next
+    to a training frame.
     """
 
     channels = 2

@@ -101,6 +101,26 @@ class Task(LightningModule, ABC):
             for module in self.children():
                 module.compile()  # in place: keys in checkpoints stay as they are
 
+    @torch.no_grad()
+    def try_size(self, height: int, width: int) -> None:
+        """Run one empty image of a size through.
+
+        Raises:
+            ConfigError: The network cannot take it.
+        """
+        training = self.training
+        self.eval()
+        try:
+            self(torch.zeros(1, self.backbone.in_channels, height, width, device=self.device))
+        except (ValueError, RuntimeError, AssertionError, TypeError) as error:
+            reason = next(iter(str(error).strip().splitlines()), repr(error))
+            raise ConfigError(
+                f"{type(self.backbone).__name__} cannot take images of {height}x{width}, even padded to a multiple of "
+                f"{self.backbone.multiple}: {reason}; set data.crop_size and data.resize to a size that it takes"
+            ) from error
+        finally:
+            self.train(training)
+
     @property
     def memory_format(self) -> torch.memory_format:
         """The layout of weights and maps: convolutions are faster with channels last, on a CPU too."""
@@ -148,10 +168,14 @@ def total_steps(trainer: Trainer, data: Any) -> int:
 
 def _fused(factory: OptimizerFactory) -> OptimizerFactory:
     """Ask for the fused kernel where the optimizer has one and the config leaves it open."""
-    given = factory.keywords if isinstance(factory, partial) else {}
-    target = factory if inspect.isclass(factory) else None
-    knows = "fused" in given or (target is not None and "fused" in inspect.signature(target).parameters)
-    return partial(factory, **{"fused": True}) if knows and given.get("fused") is None else factory
+    return partial(factory, **{"fused": True}) if knows_fused(factory) else factory
+
+
+def knows_fused(factory: OptimizerFactory) -> bool:
+    """Tell whether an optimizer has a fused kernel that the config does not decide on."""
+    if isinstance(factory, partial):
+        return "fused" in factory.keywords and factory.keywords["fused"] is None
+    return inspect.isclass(factory) and "fused" in inspect.signature(factory).parameters
 
 
 def unpadded(batch: Batch, values: Tensor) -> Tensor:

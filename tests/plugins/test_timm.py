@@ -292,7 +292,7 @@ class TestRefusals:
             ({"name": "resnet_18"}, "did you mean 'resnet18'"),
             ({"name": "resnet18.a1_in1"}, "did you mean 'resnet18.a1_in1k'"),
             ({"name": "test_resnet", "pretrained": True, "weights": "x"}, "pretrained: true or weights: x, not both"),
-            ({"name": "test_resnet", "pretrained": "packaged"}, "packaged are tf_efficientnet_lite0"),
+            ({"name": "test_resnet", "pretrained": "packaged"}, "only for tf_efficientnet_lite0"),
             ({"name": "dpn48b", "pretrained": True}, "timm has no weights for dpn48b: set pretrained: false"),
             ({"name": "vgg11", "drop_path": 0.1}, "vgg11 has no stochastic depth"),
             ({"name": "test_resnet", "drop_path": 1.0}, r"rate in \[0, 1\)"),

@@ -117,8 +117,8 @@ def test_callbacks_are_added_not_replaced(run):
 
 def test_a_user_class_is_used_once_its_module_is_trusted(run, tmp_path):
     source = (Path(__file__).parents[2] / "tiny.py").read_text()
-    (tmp_path / "my_net.py").write_text(source)
-    assert run("--model.backbone", "my_net.Tiny", "--trust", "my_net", "--model.backbone.width", "4")
+    (tmp_path / "user_net.py").write_text(source)
+    assert run("--model.backbone", "user_net.Tiny", "--trust", "user_net", "--model.backbone.width", "4")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, capsys):

@@ -146,7 +146,7 @@ def test_the_number_of_workers_does_not_change_training(tmp_path):
 
 def test_training_learns(tmp_path):
     root = write_mask_folder(tmp_path / "set", counts=(8, 4, 0))
-    module = MaskFolder(str(root), batch_size=4, num_workers=0, crop_size=48, repeats=2)
+    module = MaskFolder(str(root), batch_size=4, num_workers=0, crop_size=48, repeats=2, photometric=None)
     head = partial(UNet, channels=(32, 32, 16, 16, 16))
     model = task(head=head, optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2))
     (before,) = trainer(tmp_path).validate(model, module, verbose=False)

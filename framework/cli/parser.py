@@ -1,0 +1,73 @@
+"""A parser whose errors are a few lines, and name the file and line of what is wrong."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from framework.cli.layers import Layer
+from framework.errors import ConfigError, UserError
+
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors are a few lines, and name the file and line of what is wrong."""
+
+    layers: Sequence[Layer] = ()  # of the class: jsonargparse makes parsers of its own for what is nested
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what argparse would print a page of usage for."""
+        inner = user_error(ex)
+        if isinstance(inner, MissingError):
+            key = re.search(r'Parser key "([\w.]+)"', message)
+            inner = ConfigError(f"{_place(key[1], self.layers)}{key[1]}: {inner}") if key is not None else inner
+        if inner is None and "arguments are required" in message:
+            names = re.sub(r".*arguments are required: ", "", message, flags=re.DOTALL).replace("fit.", "")
+            inner = MissingError(f"missing: {names} (required, and no file or option gives it)")
+        raise inner or ConfigError(explain(message, self.layers)) from ex
+
+
+class MissingError(ConfigError):
+    """A required argument is given nowhere; whoever knows of what adds it."""
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the user's error inside another that wraps it, or None."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def explain(message: str, layers: Sequence[Layer]) -> str:
+    """Put a message of jsonargparse into a few lines with the place of the key that it names."""
+    match = re.search(r'Parser key ["\']([\w.+]+)["\']:?\s*', message)
+    place = _place(match[1], layers) if match is not None else ""
+    text = message[match.end() :] if match is not None else message
+    text = re.sub(r"<class '([\w.]+)'>", lambda found: found[1].rpartition(".")[2], text)
+    noise = re.compile(r"Given value|Subtypes:|Does not validate|Errors:|Expected a (NoneType|path|dot import)")
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -") and not noise.search(line)]
+    given = re.search(r"Given value: (.{1,60})$", message, re.MULTILINE)
+    if given is not None and "Got value" not in text and "(" not in given[1]:
+        lines.append(f"got {given[1]}")
+    return f"{place}{match[1] + ': ' if match is not None else ''}{'; '.join(lines[:6]) or message.splitlines()[0]}"
+
+
+def _place(key: str, layers: Sequence[Layer]) -> str:
+    wanted = key.split(".")
+    for layer in reversed(layers):
+        for path, place in layer.places.items():
+            if [name for name in path if name != "init_args"][-len(wanted) :] == wanted:
+                return f"{place}: "
+    return ""
+
+
+def place_of(key: str, value: str, layers: Sequence[Layer]) -> str:
+    """Return where a key has this value, or an empty string."""
+    for layer in reversed(layers):
+        for path, place in layer.places.items():
+            inside: Any = layer.values
+            for name in path:
+                inside = inside[int(name)] if isinstance(inside, list) else inside.get(name, {})
+            if path[-1] == key and inside == value:
+                return f"{place}: "
+    return ""
