@@ -144,7 +144,8 @@ class ExperimentCLI(LightningCLI):
                 logger.bind(self.run.path, self.run.id, f"{self.run.name}/{self.run.id}")
             if hasattr(logger, "log_config"):
                 logger.log_config(config)
-        print(self.summary())
+        if self.trainer.is_global_zero:
+            print(self.summary())
 
     def summary(self) -> str:
         """Say in a few lines what will run."""
@@ -293,6 +294,7 @@ def hush() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
         ".*does not have many workers.*",  # chosen from the cores, or by the user
         "Found .* module.* in eval mode",  # frozen layers rest
+        "It is recommended to use `self.log",  # metrics are over all processes already
         "Be aware that when using `ckpt_path`",  # a test needs no checkpoint callbacks
         "The dirpath has changed from",  # going on from another run's checkpoint is meant
         "Couldn't infer the batch indices",  # predictions carry the ids of their images
