@@ -34,7 +34,7 @@ class RunFolder:
             if value is not None and (not value or value in (".", "..") or any(c in value for c in "/\\\0")):
                 raise ConfigError(f"run.{given}: {value!r} cannot be the name of a folder")
         self.name, self.root = name or "run", Path(root)
-        self.id = id or os.environ.get(ID_VARIABLE) or datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        self.id = id or os.environ.get(ID_VARIABLE) or _start().strftime("%Y%m%d-%H%M%S-%f")[:-3]
 
     @property
     def path(self) -> Path:
@@ -72,15 +72,23 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.root: {self.path} cannot be written ({error.strerror}): give another") from None
 
-    def checkpoint_callbacks(self) -> list[Callback]:
-        """Return two policies: the best by `val/score`, and the last whatever it scored."""
+    def checkpoint_callbacks(self, validated: bool) -> list[Callback]:
+        """Return two policies: the best by `val/score`, if there is validation, and the last whatever it scored."""
         best = ModelCheckpoint(
             self.checkpoints, filename="best", monitor="val/score", mode="max", enable_version_counter=False
         )
         last = ModelCheckpoint(
             self.checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
         )
-        return [best, last]
+        return [best, last] if validated else [last]
+
+
+def _start() -> datetime:
+    """Return now; for a process that torchrun started, when torchrun itself started: its processes must agree."""
+    launcher = Path(f"/proc/{os.getppid()}")
+    if "TORCHELASTIC_RUN_ID" in os.environ and launcher.exists():
+        return datetime.fromtimestamp(launcher.stat().st_ctime)
+    return datetime.now()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -174,12 +182,18 @@ class FiniteLoss(Callback):
         self._steps += 1
         bad = ~torch.isfinite(loss.detach()).all()
         self._bad = bad if self._bad is None else self._bad | bad
-        if bad.device.type == "cpu" or self._steps % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if bad.device.type == "cpu" or self._steps % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             self._raise(trainer, batch)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never write a checkpoint of broken weights."""
         self._raise(trainer, None)
+        finite = torch.stack([parameter.detach().isfinite().all() for parameter in pl_module.parameters()])
+        if not bool(finite.all()):
+            raise TrainingError(
+                f"the weights are not finite after epoch {trainer.current_epoch}, step {trainer.global_step}: lower "
+                "the learning rate or clip gradients (trainer.gradient_clip_val)"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to have trained nothing."""
@@ -194,8 +208,11 @@ class FiniteLoss(Callback):
         raise TrainingError(
             f"the loss is not finite at epoch {trainer.current_epoch}, step {trainer.global_step}{seen}: lower the "
             "learning rate, clip gradients (trainer.gradient_clip_val), or look at these samples; "
-            "the last checkpoint is whole"
+            "checkpoints written before are whole"
         )
+
+
+_BETTER = {"score": "max", "loss": "min"}
 
 
 def check_monitors(trainer: Trainer, names: list[str], place: Callable[[str], str] = lambda monitor: "") -> None:
@@ -207,10 +224,16 @@ def check_monitors(trainer: Trainer, names: list[str], place: Callable[[str], st
         place: Tells where a monitor is configured.
 
     Raises:
-        ConfigError: It will not; the message has the nearest name.
+        ConfigError: It will not, with the nearest name; or the callback has the wrong idea of what is better.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = getattr(callback, "monitor", None)
+        mode, better = getattr(callback, "mode", None), _BETTER.get(str(monitor).rpartition("/")[2])
+        if better is not None and mode is not None and mode != better:
+            raise ConfigError(
+                f"{place(str(monitor))}{type(callback).__name__} takes {monitor} for better when it is "
+                f"{'lower' if mode == 'min' else 'higher'}: set mode: {better}"
+            )
         if isinstance(monitor, str) and not monitor.startswith(("train/", "lr")) and monitor not in names:
             raise ConfigError(
                 f"{place(monitor)}{type(callback).__name__} monitors '{monitor}', which is never logged; "

@@ -2,12 +2,11 @@
 
 import os
 
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+# One thread: the tensors are tiny, and threads that wait for each other on a busy machine spin.
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", OMP_NUM_THREADS="1")
 
 import pytest
 import torch
-
-torch.set_num_threads(1)  # the tensors are tiny, and threads that wait for each other spin
 
 
 @pytest.fixture(autouse=True)

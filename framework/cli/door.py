@@ -17,6 +17,9 @@ CLASS_KEYS = {
     "backbone": "backbones",
     "head": "heads",
     "loss": "losses",
+    "losses": "losses",
+    "train_transforms": "transforms",
+    "callbacks": "callbacks",
     "schedule": "schedules",
     "inference": "inference",
     "optimizer": None,
@@ -41,6 +44,11 @@ def parameters(target: Callable[..., Any]) -> frozenset[str]:
     return frozenset(name.partition(".")[0] for name in vars(parser.get_defaults()))
 
 
+def _kind_key(place: Path_) -> str:
+    """Return the key that a value stands under, that of the list for an item."""
+    return next((name for name in reversed(place) if not name.isdigit()), "")
+
+
 class Door:
     """Checks layers in the order in which they are laid over each other.
 
@@ -63,15 +71,17 @@ class Door:
         Raises:
             ConfigError: A key is unknown, a class is unknown or not trusted, or a linked value is written.
         """
-        for name, value in layer.values.items():
+        for key, value in layer.values.items():
+            name = str(key)  # YAML reads `1:` and `on:` as a number and a boolean
             if name not in self.groups[None]:
                 self._refuse(layer, (name,), name, self.groups[None], "")
             base = name.removesuffix("+")
             if base in self.groups and isinstance(value, dict):
-                for key, inner in value.items():
-                    if key.removesuffix("+") not in self.groups[base]:
-                        self._refuse(layer, (name, key), key, self.groups[base], f"{name}.")
-                    self._value(layer, (name, key), (name, key.removesuffix("+")), inner)
+                for inner_key, inner in value.items():
+                    option = str(inner_key)
+                    if option.removesuffix("+") not in self.groups[base]:
+                        self._refuse(layer, (name, option), option, self.groups[base], f"{name}.")
+                    self._value(layer, (name, option), (name, option.removesuffix("+")), inner)
             else:
                 self._value(layer, (name,), (base,), value)
 
@@ -90,7 +100,7 @@ class Door:
     def _names_class(self, place: Path_, value: str) -> bool:
         if value.endswith((".yaml", ".yml")):  # jsonargparse reads a value from a file
             return False
-        return place in self.classes or value in self.adverts or place[-1] in CLASS_KEYS
+        return place in self.classes or value in self.adverts or _kind_key(place) in CLASS_KEYS
 
     def _arguments(self, layer: Layer, path: Path_, place: Path_, value: dict[str, Any]) -> None:
         valid = parameters(self.classes[place])
@@ -98,7 +108,8 @@ class Door:
         if isinstance(value.get("init_args"), dict):
             inner.append(((*path, "init_args"), value["init_args"]))
         for where, arguments in inner:
-            for key, item in arguments.items():
+            for raw, item in arguments.items():
+                key = str(raw)
                 name = key.removesuffix("+")
                 if name not in valid:
                     self._refuse(layer, (*where, key), name, valid, ".".join(place) + ".", self.classes[place])
@@ -130,8 +141,8 @@ class Door:
             self.classes[place] = found
 
     def _names_for(self, place: Path_) -> list[str]:
-        kind = CLASS_KEYS.get(place[-1])
-        if kind is not None:
+        kind = CLASS_KEYS.get(_kind_key(place))
+        if kind is not None and kind not in ("transforms", "callbacks"):
             return [advert.name for advert in self.adverts.values() if advert.kind == kind]
         return [*self.adverts, *known_short_names()]
 

@@ -22,6 +22,7 @@ from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer
 from framework.cli.parser import Parser, explain, place_of, user_error
 from framework.cli.progress import Progress
+from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError
 from framework.prediction import PredictionWriter
@@ -36,8 +37,9 @@ TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckp
 class ExperimentCLI(LightningCLI):
     """Lightning's CLI with any task, any data and any advertised plugin."""
 
-    def __init__(self, name: str, layers: Sequence[Layer], **options: Any) -> None:
+    def __init__(self, name: str, layers: Sequence[Layer], started: list[RunFolder], **options: Any) -> None:
         self.experiment_name, self.layers = name, layers
+        self.started = started  # told to the caller, who cannot hold this object while it runs
         super().__init__(
             Task,
             VisionData,
@@ -96,7 +98,7 @@ class ExperimentCLI(LightningCLI):
             PredictionWriter(self.run.path / "predictions"),
         ]
         if self.subcommand == "fit":
-            callbacks += self.run.checkpoint_callbacks()
+            callbacks += self.run.checkpoint_callbacks(validated=config.get("limit_val_batches") not in (0, 0.0))
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -118,6 +120,7 @@ class ExperimentCLI(LightningCLI):
         plain: dict[str, Any] = yaml.safe_load(text)
         for key in ("config", "ckpt_path", "weights_only", "verbose"):
             plain.pop(key, None)
+        plain["run"]["id"] = None  # whoever uses this config again makes a run of its own
         return plain
 
     # Running.
@@ -127,17 +130,17 @@ class ExperimentCLI(LightningCLI):
         check_monitors(
             self.trainer, self.model.metric_names(), lambda monitor: place_of("monitor", monitor, self.layers)
         )
-        if self.subcommand == "fit":
-            total_steps(self.trainer, self.datamodule)
         if self.subcommand == "predict":
-            self.datamodule.predict_dataloader()
+            check_splits({"predict": self.datamodule.predict_dataloader().dataset.samples}, rules="")
         else:
             for warning in self.datamodule.check_files()[:5]:
                 print(f"warning: {warning}", file=sys.stderr)
         if self.subcommand == "fit":
+            total_steps(self.trainer, self.datamodule)
             for split in ("train", "val"):
                 self.model.try_size(*self.datamodule.example(split)["image"].shape[-2:])
         config = self.plain_config()
+        self.started.append(self.run)
         self.run.create(yaml.safe_dump(config, sort_keys=False))
         for logger in self.trainer.loggers:
             if hasattr(logger, "bind"):
@@ -195,8 +198,14 @@ class ExperimentCLI(LightningCLI):
         best = self.run.checkpoints / "best.ckpt"
         if not best.exists():  # validation was switched off
             best = self.run.checkpoints / "last.ckpt"
+        if not best.exists():
+            print(
+                f"nothing to do: the checkpoint is already at epoch {trainer.current_epoch}; raise trainer.max_epochs"
+            )
+            return
         with quiet(trainer):
-            self.record.record_final(trainer.validate(self.model, self.datamodule, str(best), verbose=False)[0])
+            for figures in trainer.validate(self.model, self.datamodule, str(best), verbose=False):
+                self.record.record_final(figures)
             if "test" in self.datamodule.splits():
                 self.record.record_final(trainer.test(self.model, self.datamodule, str(best), verbose=False)[0])
         self.report()
@@ -279,10 +288,33 @@ def run_experiment(
 
 
 def _run(name: str, layers: Sequence[Layer], command: str, configs: Sequence[str], options: Sequence[str]) -> int:
-    cli = ExperimentCLI(
-        name, layers, args=[command, *(["--help"] if "--help-all" in options else [*configs, *options])]
-    )
-    return 130 if cli.trainer.interrupted else 0
+    arguments = [command, *(["--help"] if "--help-all" in options else [*configs, *options])]
+    if command in ("validate", "test") and not any(option.startswith("--verbose") for option in options):
+        arguments.append("--verbose=false")  # our own report follows
+    checkpoint = layers[-1].values.get("ckpt_path")
+    if checkpoint is not None and checkpoint not in ("best", "last", "hpc"):
+        read_checkpoint(Path(str(checkpoint)))
+    started: list[RunFolder] = []
+    try:
+        ExperimentCLI(name, layers, started, args=arguments)
+    except SystemExit as stop:
+        if not stop.code:  # --print_config and --help-all
+            raise
+        return _stopped(started)
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        lines = [line.strip()[:160] for line in str(error).splitlines()[1:4]]
+        raise ConfigError(f"--ckpt_path: {checkpoint} holds another network: {' '.join(lines)}") from error
+    return 0
+
+
+def _stopped(started: Sequence[RunFolder]) -> int:
+    """Say what an interrupted run leaves behind; returns the exit code (Lightning turns Ctrl-C into an exit)."""
+    last = started[0].checkpoints / "last.ckpt" if started else Path()
+    hint = f"; go on with --ckpt_path {last}" if started and last.is_file() else ""
+    print(f"stopped{hint}", file=sys.stderr)
+    return 130
 
 
 def hush() -> None:
@@ -305,23 +337,42 @@ def hush() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's to mend
 
 
-@contextmanager
-def experiment_of(checkpoint: Path) -> Iterator[Path]:
-    """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint, its tensors left on disk.
 
     Raises:
-        ConfigError: The checkpoint is missing, damaged, or none of ours.
+        ConfigError: It is missing, damaged, or none of Lightning's.
     """
     if not checkpoint.is_file():
         raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
     try:
-        config = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("config")
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
+        reason = next(iter(str(error).splitlines()), repr(error))[:160]
         raise ConfigError(
-            f"--ckpt_path: {checkpoint} is no whole checkpoint ({type(error).__name__}: {error})"
+            f"--ckpt_path: {checkpoint} is no whole checkpoint ({checkpoint.stat().st_size} bytes): {reason}"
         ) from error
+    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} is not a checkpoint of a run; for plain weights see docs/backbones.md"
+        )
+    return content
+
+
+@contextmanager
+def experiment_of(checkpoint: Path) -> Iterator[Path]:
+    """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
+
+    The weights that the backbone started from are left out: the checkpoint has its own.
+
+    Raises:
+        ConfigError: The checkpoint is missing, damaged, or holds no experiment.
+    """
+    config = read_checkpoint(checkpoint).get("config")
     if config is None:
         raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
+    backbone = config["model"]["init_args"]["backbone"].get("init_args", {})
+    backbone |= {name: off for name, off in (("pretrained", False), ("weights", None)) if name in backbone}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"{config['run']['name']}.yaml")
         file.write_text(yaml.safe_dump(config, sort_keys=False))

@@ -1,5 +1,6 @@
 """The entry points: help and mistakes are answered before torch is imported; one place turns errors into exit codes."""
 
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,21 +48,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         return _run(arguments[0], [argument for argument in arguments[1:] if argument != "--debug"])
-    except UserError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             raise
-        lines = str(error).strip().splitlines()[:6]
-        print(f"internal error: {type(error).__name__}: {chr(10).join(lines)}", file=sys.stderr)
-        print("this is a bug of ours or of a plugin: add --debug for the traceback", file=sys.stderr)
-        return 1
+        code, message = _explain(error)
+        print(message, file=sys.stderr)
+        return code
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message of an error: 2 for what the user can mend, 1 for a bug of ours."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        if "Original Traceback" in text:  # from a loader's worker, which prefixes its whole traceback
+            text = text.rpartition(f"{type(error).__name__}: ")[2]
+        return 2, f"error: {text}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return 2, f"error: {error.filename}: {error.strerror}: check the path, its permissions and the free space"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return 2, f"error: {error.strerror}: no room to write; earlier checkpoints are whole"
+    lines = "\n".join(text.splitlines()[:6])[:800]
+    if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
+        return 2, f"error: {lines}\n(add --debug for the traceback)"
+    return 1, (
+        f"internal error: {type(error).__name__}: {lines}\n"
+        "this is a bug of ours or of a plugin: add --debug for the traceback"
+    )
 
 
 def _run(command: str, arguments: list[str]) -> int:

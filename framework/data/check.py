@@ -5,8 +5,10 @@ import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+from framework import __version__
 from framework.data.loader import Samples
 from framework.errors import DataError
 
@@ -28,16 +30,37 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
         DataError: Samples are wrong; the first few are in the message, all are listed in a file it names.
     """
     verdict = cache / f"{_fingerprint(splits, rules)}.json" if cache is not None else None
-    if verdict is not None and verdict.is_file():
-        return list(json.loads(verdict.read_text()))
+    remembered = _recall(verdict)
+    if remembered is not None:
+        return remembered
     found = [(name, problem) for name, samples in splits.items() for problem in _problems(samples)]
+    if not found:
+        found = [(name, problem) for name, samples in splits.items() for problem in samples.remarks()[0]]
     if found:
         raise DataError(_report(found))
-    warnings = _leaks(splits)
-    if verdict is not None:
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        verdict.write_text(json.dumps(warnings))
+    warnings = [f"{name}: {remark}" for name, samples in splits.items() for remark in samples.remarks()[1]]
+    warnings += _leaks(splits)
+    _remember(verdict, warnings)
     return warnings
+
+
+def _recall(verdict: Path | None) -> list[str] | None:
+    """Return the warnings of an earlier good verdict; a cache that cannot be read is no cache."""
+    try:
+        return [str(line) for line in json.loads(verdict.read_text())] if verdict is not None else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remember(verdict: Path | None, warnings: list[str]) -> None:
+    """Keep a good verdict, if it can be kept."""
+    if verdict is None:
+        return
+    with suppress(OSError):
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        partial = verdict.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(warnings))
+        partial.replace(verdict)
 
 
 def _problems(samples: Samples) -> Iterable[str]:
@@ -50,8 +73,11 @@ def _report(found: list[tuple[str, str]]) -> str:
     lines += [f"  {name}: {problem}" for name, problem in found[:SHOWN]]
     if len(found) > SHOWN:
         listing = Path("data_problems.txt").absolute()
-        listing.write_text("\n".join(f"{name}: {problem}" for name, problem in found) + "\n")
-        lines.append(f"  ... and {len(found) - SHOWN} more, all listed in {listing}")
+        try:
+            listing.write_text("\n".join(f"{name}: {problem}" for name, problem in found) + "\n")
+            lines.append(f"  ... and {len(found) - SHOWN} more, all listed in {listing}")
+        except OSError:
+            lines.append(f"  ... and {len(found) - SHOWN} more")
     return "\n".join(lines)
 
 
@@ -70,10 +96,11 @@ def _leaks(splits: dict[str, Samples]) -> list[str]:
 
 
 def _fingerprint(splits: dict[str, Samples], rules: str) -> str:
-    digest = hashlib.blake2b(rules.encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{__version__} {rules}".encode(), digest_size=16)
     for name, samples in splits.items():
         for index in range(len(samples)):
             for source in samples.sources(index):
-                stat = os.stat(source)
-                digest.update(f"{name}|{source}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+                stat = os.stat(source) if os.path.exists(source) else None
+                mark = f"{name}|{source}|{stat and stat.st_size}|{stat and stat.st_mtime_ns}\n"
+                digest.update(mark.encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -258,6 +258,10 @@ class ImageFiles:
             return str(error)
         return None
 
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """Return nothing."""
+        return [], []
+
     def sources(self, index: int) -> list[str]:
         """Return the file."""
         return [str(self.paths[index])]

@@ -30,10 +30,19 @@ def find_images(folder: Path) -> dict[str, Path]:
 
 
 class Decoded(NamedTuple):
-    """A decoded file: the picture, and its (height, width) in full, of which a JPEG may be decoded at a fraction."""
+    """A decoded file.
+
+    Args:
+        picture: As it is to be seen, perhaps at a fraction of its size.
+        size: Its (height, width) in full.
+        deep: Whether the file has more than 8 bits a channel, which Pillow may have cut.
+        lossy: Whether it is a JPEG.
+    """
 
     picture: Image.Image
     size: tuple[int, int]
+    deep: bool
+    lossy: bool
 
 
 def decode(path: Path, at_least: int | None = None) -> Decoded:
@@ -67,7 +76,16 @@ def decode(path: Path, at_least: int | None = None) -> Decoded:
         raise DataError(f"{path} is larger than Pillow allows ({error}): cut it into tiles") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}): replace or remove it") from None
-    return Decoded(ImageOps.exif_transpose(image), (width, height) if rotated else (height, width))
+    full = (width, height) if rotated else (height, width)
+    return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image), image.format == "JPEG")
+
+
+def _is_deep(path: Path, image: Image.Image) -> bool:
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            return file.read(25)[24] > 8  # the header's bit depth
+    bits = getattr(image, "tag_v2", {}).get(258, 8)  # a TIFF's BitsPerSample
+    return image.mode.startswith(("I", "F")) or max(bits if isinstance(bits, tuple) else (bits,)) > 8
 
 
 class Pixels(NamedTuple):
@@ -85,8 +103,8 @@ def read_image(path: Path, channels: int = 3, at_least: int | None = None) -> Pi
     Raises:
         DataError: The file cannot be read, or has more than 8 bits a channel, which would be clipped silently.
     """
-    image, size = decode(path, at_least)
-    if image.mode.startswith(("I", "F")):
+    image, size, deep, _ = decode(path, at_least)
+    if deep:
         raise DataError(
             f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits with a range you choose"
         )
@@ -135,7 +153,9 @@ class MaskTable:
         Raises:
             DataError: The file cannot be read, or holds a value that is no class.
         """
-        image = decode(path).picture
+        image, _, _, lossy = decode(path)
+        if lossy:
+            raise DataError(f"{path} is a JPEG, which changes values along every edge: save masks as PNG")
         if self.coloured:
             red, green, blue = (np.asarray(band, dtype=np.uint32) for band in image.convert("RGB").split())
             stored = red << 16 | green << 8 | blue

@@ -29,6 +29,9 @@ class Samples(Protocol):
     def problem(self, index: int) -> str | None:
         """Say what is wrong with one sample's files, naming them; None if nothing is."""
 
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """Return what is wrong, and what is only odd, with the split as a whole, once every sample was looked at."""
+
     def sources(self, index: int) -> list[str]:
         """Return the files behind one sample, the image first."""
 

@@ -1,7 +1,7 @@
 """`images/{train,val,test}` and `masks/{train,val,test}` with a `classes.txt`: the plainest layout on disk."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from framework.data.datamodule import SplitName
 from framework.data.images import MaskTable
@@ -20,7 +20,7 @@ class MaskFolder(SegmentationData):
         channels: 1 for grey images, 3 for colour, 4 for colour with alpha.
     """
 
-    def __init__(self, root: str, channels: int = 3, **options: Any) -> None:
+    def __init__(self, root: str, channels: Literal[1, 3, 4] = 3, **options: Any) -> None:
         super().__init__(**options)
         self.root, self.channels = Path(root), channels
         if not self.root.is_dir():

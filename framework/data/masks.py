@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from framework.data.datamodule import SplitName, VisionData
-from framework.data.images import MaskTable, find_images, read_image
+from framework.data.images import IMAGE_SUFFIXES, MaskTable, find_images, read_image
 from framework.data.loader import Sample
 from framework.data.transforms import Photometric, RandomScaleCrop, fill_masks
 from framework.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ class MaskFiles:
 
     def __init__(self, pairs: list[Pair], channels: int, table: MaskTable, resize: int | None = None) -> None:
         self.pairs, self.channels, self.table, self.resize = pairs, channels, table, resize
+        self._present: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -72,11 +74,25 @@ class MaskFiles:
             sample = self.read(index)
         except DataError as error:
             return str(error)
-        if bool((sample["mask"] == self.table.ignore_index).all()):
+        present = set(sample["mask"].unique().tolist()) - {self.table.ignore_index}
+        self._present |= present
+        if not present:
             return (
                 f"{self.pairs[index].mask}: every pixel is ignored, so nothing can be learned from it: remove the pair"
             )
         return None
+
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """Say which classes have no pixel; a split of one class only is wrong."""
+        absent = sorted(set(range(self.table.num_classes)) - self._present)
+        if len(self._present) == 1:
+            only = min(self._present)
+            return [
+                f"all masks hold class {only} alone, beside ignored pixels ({self.table.ignore_index}), so there is "
+                "nothing to tell apart. For masks of 0 and 255 write `background = 0` and `foreground = 255` in "
+                "classes.txt, or set another data.ignore_index"
+            ], []
+        return [], [f"no pixel of class {', '.join(map(str, absent))}"] if absent else []
 
     def sources(self, index: int) -> list[str]:
         """Return the image and mask files."""
@@ -97,10 +113,10 @@ class SegmentationData(VisionData):
 
     def __init__(
         self,
-        crop_size: int | tuple[int, int] = 256,
-        crop_scale: tuple[float, float] = (0.75, 1.5),
-        hflip: float = 0.5,
-        vflip: float = 0.0,
+        crop_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 256,
+        crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.75, 1.5),
+        hflip: ClosedUnitInterval = 0.5,
+        vflip: ClosedUnitInterval = 0.0,
         ignore_index: int = 255,
         photometric: Photometric | None = Photometric(),  # noqa: B008 - read only
         **options: Any,
@@ -135,6 +151,8 @@ class SegmentationData(VisionData):
             raise DataError(f"classes are named twice: {', '.join(doubled)}")
         if not 2 <= len(classes) <= 255:
             raise DataError(f"segmentation needs 2 to 255 classes, background included, got {len(classes)}: {classes}")
+        if not 0 <= self.ignore_index <= 255:
+            raise ConfigError(f"data.ignore_index: masks hold 0 to 255, so {self.ignore_index} never occurs in them")
         if 0 <= self.ignore_index < len(classes):
             raise ConfigError(
                 f"data.ignore_index: {self.ignore_index} is also the class '{classes[self.ignore_index]}': "
@@ -169,7 +187,11 @@ def read_classes(path: Path) -> ClassTable:
     names: list[str] = []
     values: list[Value | None] = []
     ignore: list[Value] = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("# "):
             continue
         match = _LINE.match(line.strip())
@@ -184,6 +206,9 @@ def read_classes(path: Path) -> ClassTable:
     if known and len(known) < len(names):
         lacking = [name for name, value in zip(names, values, strict=True) if value is None]
         raise DataError(f"{path}: some classes have a mask value, but these have none: {', '.join(lacking)}")
+    doubled = [value for value in [*known, *ignore] if [*known, *ignore].count(value) > 1]
+    if doubled:
+        raise DataError(f"{path}: the mask value {doubled[0]} stands for two classes")
     if not names:
         raise DataError(f"{path} names no class")
     return ClassTable(names, known or None, ignore)
@@ -195,6 +220,8 @@ def _parse_value(text: str | None) -> Value | None:
     if text.startswith("#"):
         return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
     numbers = [int(number) for number in re.split(r"[\s,]+", text)]
+    if max(numbers) > 255:
+        raise DataError(f"classes.txt: {text} is no mask value: they are 0 to 255")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
 
 
@@ -208,6 +235,8 @@ def match_masks(images: Path, masks: Path) -> list[Pair]:
         if not folder.is_dir():
             raise DataError(f"{folder} is missing: this split needs images in {images} and masks in {masks}")
     found, labels = find_images(images), find_images(masks)
+    if not found:
+        raise DataError(f"{images} is empty: it has no file that ends in {', '.join(IMAGE_SUFFIXES)}")
     lacking = [path.name for stem, path in found.items() if stem not in labels]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""

@@ -47,6 +47,10 @@ class SceneSamples:
         """Rendered scenes are never wrong."""
         return None
 
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """Return nothing."""
+        return [], []
+
     def sources(self, index: int) -> list[str]:
         """Return no files: there are none."""
         return []

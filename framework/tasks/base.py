@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -37,6 +38,8 @@ class Task(LightningModule, ABC):
         channels_last: Memory layout; null: channels last for convolutional backbones.
         compile: Compile backbone and head with torch.compile.
     """
+
+    class_names: list[str]
 
     def __init__(
         self,
@@ -84,7 +87,9 @@ class Task(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over all groups, and the schedule as a pure function of the step."""
-        optimizer = _fused(self.optimizer)(self.parameter_groups())
+        fused = knows_fused(self.optimizer) and not (self._scales_gradients() and self.trainer.gradient_clip_val)
+        factory = partial(self.optimizer, **{"fused": True}) if fused else self.optimizer
+        optimizer = factory(self.parameter_groups())
         for group in optimizer.param_groups:
             if group["name"].startswith("backbone/"):
                 group["lr"] *= self.backbone_lr_factor
@@ -92,7 +97,42 @@ class Task(LightningModule, ABC):
         schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
+    def _scales_gradients(self) -> bool:
+        """Tell whether gradients are scaled, as float16 needs: a fused optimizer cannot clip those."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; Lightning's own refuses fused optimizers under bfloat16 too, where nothing is scaled."""
+        if not isinstance(self.trainer.precision_plugin, MixedPrecision) or self._scales_gradients():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     # Hooks.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the outputs mean."""
+        checkpoint["class_names"] = list(self.class_names)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose outputs mean something else.
+
+        Raises:
+            ConfigError: It was trained for other classes.
+        """
+        trained = checkpoint.get("class_names", list(self.class_names))
+        if trained != list(self.class_names):
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint was trained for the classes {', '.join(trained[:8])}, but the data has "
+                f"{', '.join(self.class_names[:8])}: they must be the same, in the same order"
+            )
 
     def setup(self, stage: str) -> None:
         """Lay out memory and compile, as asked for."""
@@ -152,23 +192,21 @@ def total_steps(trainer: Trainer, data: Any) -> int:
     Raises:
         TrainingError: The run has no end, or an epoch has no batch.
     """
-    if trainer.max_steps is not None and trainer.max_steps > 0:
-        return trainer.max_steps
     if not hasattr(data, "train_batches"):
         return int(trainer.estimated_stepping_batches)
     batches = data.train_batches(trainer.world_size)
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if batches == 0:
-        raise TrainingError("an epoch has no training batch: lower data.batch_size or raise data.repeats")
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        raise TrainingError(
+            "an epoch has no training batch: see data.batch_size, data.repeats and trainer.limit_train_batches"
+        )
+    ends = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        ends.append(trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches))
+    if not ends:
         raise TrainingError("the run has no end: give trainer.max_epochs or trainer.max_steps")
-    return trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches)
-
-
-def _fused(factory: OptimizerFactory) -> OptimizerFactory:
-    """Ask for the fused kernel where the optimizer has one and the config leaves it open."""
-    return partial(factory, **{"fused": True}) if knows_fused(factory) else factory
+    return min(ends)
 
 
 def knows_fused(factory: OptimizerFactory) -> bool:

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from framework.backbone import Backbone
-from framework.errors import ConfigError
+from framework.errors import ConfigError, TrainingError
 from framework.heads.decoders import UNet
 from framework.heads.dense import DenseHeadFactory
 from framework.inference import DenseInference
@@ -68,7 +68,7 @@ class Segmentation(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of one batch."""
-        loss: Tensor = self.loss(self(batch["image"]), batch["mask"], self.ignore_index)
+        loss: Tensor = self.loss(self(batch["image"]), batch["mask"].long(), self.ignore_index)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
@@ -101,7 +101,7 @@ class Segmentation(Task):
     def _evaluate(self, batch: Batch, metrics: "SegmentationMetrics") -> STEP_OUTPUT:
         predictions = []
         for row, logits in enumerate(self.predict_logits(batch)):
-            mask = batch["mask"][row, : logits.shape[-2], : logits.shape[-1]]
+            mask = batch["mask"][row, : logits.shape[-2], : logits.shape[-1]].long()
             predictions.append(logits.argmax(0))
             if not batch["is_pad"][row]:
                 metrics.update(predictions[-1], mask, self.loss(logits[None], mask[None], self.ignore_index))
@@ -180,8 +180,15 @@ class SegmentationMetrics(nn.Module):
         self.loss.reset()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return all metrics, over all processes; `score` is the headline, mIoU."""
-        metrics = segmentation_metrics(self.confusion.compute().double(), self.class_names)
+        """Return all metrics, over all processes; `score` is the headline, mIoU.
+
+        Raises:
+            TrainingError: No pixel was counted.
+        """
+        confusion = self.confusion.compute().double()
+        if not confusion.any():
+            raise TrainingError("not one pixel was counted: every pixel of every mask is ignored")
+        metrics = segmentation_metrics(confusion, self.class_names)
         return {"loss": self.loss.compute(), **metrics, "score": metrics["miou"]}
 
 

@@ -24,6 +24,7 @@ class Pictures(Callback):
     def __init__(self, folder: Path, count: int = 4, at_most: int = 10) -> None:
         self.folder, self.count, self.at_most = folder, count, at_most
         self._rows: list[Row] = []
+        self._size = 1
 
     def _wanted(self, trainer: Trainer) -> bool:
         if not trainer.is_global_zero or trainer.sanity_checking or not hasattr(trainer.lightning_module, "draw_row"):
@@ -37,11 +38,12 @@ class Pictures(Callback):
     def _gather(self, trainer: Trainer, outputs: Any, batch: Any, batch_idx: int, batches: int) -> None:
         if not self._wanted(trainer):
             return
-        size = len(batch["id"])
-        length = max(1, batches) * size
+        if batch_idx == 0:
+            self._size = len(batch["id"])  # the last batch may be smaller
+        length = max(1, batches) * self._size
         chosen = {round((i + 0.5) * length / self.count - 0.5) for i in range(self.count)}
-        for row in range(size):
-            if batch_idx * size + row in chosen or length <= self.count:
+        for row in range(len(batch["id"])):
+            if batch_idx * self._size + row in chosen or length <= self.count:
                 task: Any = trainer.lightning_module
                 self._rows.append(task.draw_row(batch, outputs, row))
 

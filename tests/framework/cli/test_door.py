@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from framework.cli.main import main
 from tests.folders import write_mask_folder
@@ -139,3 +140,42 @@ def test_help_and_version_need_no_torch(capsys):
     for arguments in (["--help"], ["fit", "--help"], ["--version"]):
         assert main(arguments) == 0
     assert "--config" in capsys.readouterr().out
+
+
+def test_a_class_typo_inside_a_list_is_named(refuse):
+    message = refuse("", "", "--model.loss", "WeightedSum", "--model.loss.losses", "[CrossEntropy, Dyce]")
+    assert "no class Dyce; did you mean 'Dice'?" in message
+
+
+def test_a_callback_with_the_wrong_idea_of_better_is_refused(refuse):
+    message = refuse("", "  callbacks:\n    - {class_path: EarlyStopping, init_args: {monitor: val/score}}\n")
+    assert "x.yaml:15" in message
+    assert "set mode: max" in message
+
+
+def test_values_out_of_range_are_refused(refuse):
+    assert "crop_size" in refuse("crop_size: 32", "crop_size: 0")
+    assert "hflip" in refuse("", "", "--data.hflip", "2")
+    assert "0 to 255" in refuse("", "", "--data.ignore_index", "300")
+    assert "channels" in refuse("", "", "--data.channels", "2")
+    assert "unknown key 1" in refuse("", "1: 2\n")
+
+
+def test_checkpoints_that_cannot_be_gone_on_from_are_refused(refuse):
+    Path("torn.ckpt").write_bytes(b"PK\x03\x04 half a file")
+    assert "torn.ckpt is no whole checkpoint (16 bytes)" in refuse("", "", "--ckpt_path", "torn.ckpt")
+    assert "none.ckpt does not exist" in refuse("", "", "--ckpt_path", "none.ckpt")
+    torch.save({"weight": torch.zeros(1)}, "weights.ckpt")
+    assert "not a checkpoint of a run" in refuse("", "", "--ckpt_path", "weights.ckpt")
+
+
+def test_a_network_that_refuses_the_images_says_so_before_training(refuse, tmp_path):
+    source = (Path(__file__).parents[2] / "tiny.py").read_text()
+    check = '        assert images.shape[-2:] == (64, 96), "only 64x96"\n'
+    source = source.replace('        """Compute both maps."""\n', check).replace("class Tiny", "class Fixed")
+    source = source.replace("multiple=8", "multiple=32")
+    (tmp_path / "fixed_net.py").write_text(source)
+    message = refuse("", "", "--model.backbone", "fixed_net.Fixed", "--trust", "fixed_net")
+    assert (
+        "Fixed cannot take images of 32x32, even padded to a multiple of 32: only 64x96; set data.crop_size" in message
+    )

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +114,9 @@ def test_another_data_set_is_one_option_away(run, tmp_path):
 
 
 def test_callbacks_are_added_not_replaced(run):
-    folder = run("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/score")
+    folder = run(
+        "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/score", "--trainer.callbacks.mode=max"
+    )
     assert (folder / "checkpoints/best.ckpt").exists()
 
 
@@ -156,3 +161,67 @@ def test_checkpoints_hold_the_experiment_and_load_safely(run):
     folder = run()
     checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["config"] == yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_mixed_precision_clips_gradients_with_a_fused_optimizer(run):
+    assert run("--trainer.precision", "bf16-mixed")
+
+
+def test_weights_that_are_not_finite_are_never_saved(run, capsys):
+    folder = run(
+        "--model.optimizer.lr", "1e38", "--data.batch_size", "4", "--trainer.gradient_clip_val", "null", code=2
+    )
+    assert "not finite" in capsys.readouterr().err
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_masks_without_a_pixel_that_counts_are_no_success(run, capsys):
+    for path in Path("set/masks/val").iterdir():
+        Image.fromarray(np.full((48, 56), 255, np.uint8)).save(path)
+    run("--data.check", "false", code=2)
+    assert "not one pixel was counted" in capsys.readouterr().err
+
+
+def test_a_bad_file_found_by_a_worker_is_named_in_a_line(run, capsys):
+    Path("set/images/train/001.png").write_bytes(b"")
+    run("--data.check", "false", "--data.num_workers", "1", "--data.batch_size", "4", code=2)
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: set/images/train/001.png is empty")
+
+
+def test_a_checkpoint_of_other_classes_or_another_network_is_refused(run, capsys, tmp_path):
+    checkpoint = str(run() / "checkpoints/best.ckpt")
+    (tmp_path / "set/classes.txt").write_text("a\nb\nc\n")
+    run("--ckpt_path", checkpoint, command="test", config=None, code=2)
+    assert "trained for the classes class 0, class 1, class 2, but the data has a, b, c" in capsys.readouterr().err
+    (tmp_path / "set/classes.txt").write_text("class 0\nclass 1\nclass 2\n")
+    run("--ckpt_path", checkpoint, "--model.backbone.name", "test_convnext", command="test", code=2)
+    message = capsys.readouterr().err
+    assert "holds another network" in message
+    assert len(message.splitlines()) <= 10
+
+
+def test_a_finished_run_has_nothing_to_do(run, capsys):
+    checkpoint = str(run() / "checkpoints/last.ckpt")
+    run("--ckpt_path", checkpoint)
+    assert "nothing to do: the checkpoint is already at epoch 1; raise trainer.max_epochs" in capsys.readouterr().out
+
+
+def test_without_validation_the_last_checkpoint_is_tested(run):
+    folder = run("--trainer.limit_val_batches", "0")
+    assert "test/miou" in json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(run):
+    Path("x.yaml").write_text(EXPERIMENT)
+    command = [sys.executable, "-m", "framework.cli.main", "fit", "--config", "x.yaml", "--trainer.max_epochs", "500"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped; go on with --ckpt_path runs/x/" in errors

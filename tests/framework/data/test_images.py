@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,3 +153,26 @@ def test_a_value_that_is_no_class_is_named_with_its_pixels(tmp_path):
 def test_a_colour_mask_without_colours_says_what_to_write(tmp_path):
     with pytest.raises(DataError, match=r"name = R G B"):
         MaskTable(3, 255).read(save(tmp_path / "c.png"))
+
+
+def sixteen_bit_rgb_png():
+    """A 1x1 PNG of 16 bits a channel, chunk by chunk: Pillow writes none."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\x00" + struct.pack(">HHH", 4000, 300, 65535))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour_is_refused_too(tmp_path):
+    (tmp_path / "x.png").write_bytes(sixteen_bit_rgb_png())
+    with pytest.raises(DataError, match="8 bits"):
+        read_image(tmp_path / "x.png")
+
+
+def test_a_jpeg_is_no_mask(tmp_path):
+    save(tmp_path / "x.jpg", CLASSES)
+    with pytest.raises(DataError, match="JPEG"):
+        MaskTable(3, 255).read(tmp_path / "x.jpg")

@@ -68,7 +68,7 @@ def test_a_missing_test_split_is_fine_a_missing_val_split_is_not(tmp_path):
 def test_an_empty_split_is_refused(root):
     for path in (root / "images/val").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="the val split is empty"):
+    with pytest.raises(DataError, match=r"images/val is empty: it has no file that ends in"):
         data(root).check_files()
 
 
@@ -183,3 +183,47 @@ def test_the_first_training_batch_is_the_same_for_any_number_of_workers(root, wo
     batch = next(iter(data(root, num_workers=workers).train_dataloader()))
     for name in ("image", "mask", "photometric"):
         assert torch.equal(batch[name], reference[name])
+
+
+def test_binary_masks_of_0_and_255_are_not_taken_for_ignored(tmp_path):
+    root = write_mask_folder(tmp_path / "set", classes=2, names=["background", "foreground"])
+    for path in root.glob("masks/*/*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) * 255).save(path)
+    with pytest.raises(DataError, match=r"class 0 alone.*`foreground = 255`"):
+        data(root).check_files()
+    (root / "classes.txt").write_text("background = 0\nforeground = 255\n")
+    assert data(root).check_files() == []
+
+
+def test_a_class_without_a_pixel_is_warned_of(root):
+    (root / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert "train: no pixel of class 3" in data(root).check_files()
+
+
+def test_a_cache_that_is_broken_or_cannot_be_written_stops_nothing(root, tmp_path):
+    data(root).check_files()
+    (verdict,) = (tmp_path / "runs/.data_check").iterdir()
+    verdict.write_text("")
+    assert data(root).check_files() == []
+    (tmp_path / "file").write_text("")
+    assert data(root, check_cache=str(tmp_path / "file")).check_files() == []
+
+
+def test_a_dangling_link_is_named(root):
+    (root / "images/train/000.png").unlink()
+    (root / "images/train/000.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"000\.png does not exist"):
+        data(root).check_files()
+
+
+def test_classes_in_another_encoding_or_with_one_value_twice_are_refused(tmp_path):
+    path = tmp_path / "classes.txt"
+    path.write_bytes("Straße\nBürgersteig\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_classes(path)
+    path.write_text("a = 0\nb = 1\nc = 1\n")
+    with pytest.raises(DataError, match="1 stands for two classes"):
+        read_classes(path)
+    path.write_text("a = 0 0 0\nb = 300 0 0\n")
+    with pytest.raises(DataError, match="0 to 255"):
+        read_classes(path)
