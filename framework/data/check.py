@@ -34,11 +34,12 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
     if remembered is not None:
         return remembered
     found = [(name, problem) for name, samples in splits.items() for problem in _problems(samples)]
-    if not found:
-        found = [(name, problem) for name, samples in splits.items() for problem in samples.remarks()[0]]
+    remarks = {name: samples.remarks() for name, samples in splits.items()}
+    if not found and "train" in remarks:
+        found = [("train", problem) for problem in remarks["train"][0]]
     if found:
         raise DataError(_report(found))
-    warnings = [f"{name}: {remark}" for name, samples in splits.items() for remark in samples.remarks()[1]]
+    warnings = [f"{name}: {remark}" for name, (wrong, odd) in remarks.items() for remark in [*wrong, *odd]]
     warnings += _leaks(splits)
     _remember(verdict, warnings)
     return warnings

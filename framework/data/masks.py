@@ -83,7 +83,7 @@ class MaskFiles:
         return None
 
     def remarks(self) -> tuple[list[str], list[str]]:
-        """Say which classes have no pixel; a split of one class only is wrong."""
+        """Say which classes have no pixel; a training split of one class only is wrong, others may be small."""
         absent = sorted(set(range(self.table.num_classes)) - self._present)
         if len(self._present) == 1:
             only = min(self._present)
