@@ -18,13 +18,14 @@ CLASS_KEYS = {
     "head": "heads",
     "loss": "losses",
     "losses": "losses",
-    "train_transforms": "transforms",
-    "callbacks": "callbacks",
+    "train_transforms": None,
+    "callbacks": None,
+    "logger": None,
     "schedule": "schedules",
     "inference": "inference",
     "optimizer": None,
 }
-"""Keys whose plain string is a class, and the kind of plugin that it is."""
+"""Keys whose plain string is a class, and the kind of plugin that it is; None: other libraries have some too."""
 
 LINKED = {
     ("model", "num_classes"): "the number of classes",
@@ -142,7 +143,7 @@ class Door:
 
     def _names_for(self, place: Path_) -> list[str]:
         kind = CLASS_KEYS.get(_kind_key(place))
-        if kind is not None and kind not in ("transforms", "callbacks"):
+        if kind is not None:
             return [advert.name for advert in self.adverts.values() if advert.kind == kind]
         return [*self.adverts, *known_short_names()]
 

@@ -142,6 +142,10 @@ def test_help_and_version_need_no_torch(capsys):
     assert "--config" in capsys.readouterr().out
 
 
+def test_a_logger_typo_is_named(refuse):
+    assert "no class Wandb; did you mean 'WandB" in refuse("", "", "--trainer.logger", "Wandb")
+
+
 def test_a_class_typo_inside_a_list_is_named(refuse):
     message = refuse("", "", "--model.loss", "WeightedSum", "--model.loss.losses", "[CrossEntropy, Dyce]")
     assert "no class Dyce; did you mean 'Dice'?" in message
