@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,12 @@ class Backbone(nn.Module, ABC):
         mean: Per-channel mean of the images the weights were trained on, in [0, 1] units. With
             `in_channels` other than its length, its average is used for every channel.
         std: Per-channel standard deviation, likewise.
+
+    Raises:
+        ValueError: `levels` is empty, no list of `Level`, or does not go fine to coarse.
     """
+
+    weights_licence: ClassVar[str] = ""  # of the pretrained weights, where there are any; `plugins list` shows it
 
     mean: Tensor
     std: Tensor
@@ -71,6 +76,11 @@ class Backbone(nn.Module, ABC):
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
+        if not levels or not all(isinstance(level, Level) for level in levels):
+            raise ValueError(f"{type(self).__name__}: levels is a list of Level(channels, stride), not {levels!r}")
+        strides = [level.stride for level in levels]
+        if strides != sorted(strides):
+            raise ValueError(f"{type(self).__name__}: levels go fine to coarse, got strides {strides}: turn them round")
         self.levels = tuple(levels)
         self.multiple = multiple
         self.prefix_tokens = prefix_tokens
@@ -93,6 +103,7 @@ class Backbone(nn.Module, ABC):
 
         Raises:
             ValueError: Height or width is not divisible by `multiple`, or the channels are not `in_channels`.
+            TypeError: `extract` returns something else than `Features`.
         """
         channels, height, width = images.shape[-3:]
         if channels != self.in_channels:
@@ -107,7 +118,10 @@ class Backbone(nn.Module, ABC):
             )
         # A frozen backbone builds no graph and keeps no activations, whatever its plugin does inside.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            return self.extract((images - self.mean) / self.std)
+            features = self.extract((images - self.mean) / self.std)
+        if not isinstance(features, Features):
+            raise TypeError(f"{type(self).__name__}.extract must return Features(maps, prefix), not {type(features).__name__}")
+        return features
 
     def freeze(self, stages: int | Literal["all"] = "all") -> None:
         """Freeze the first `stages` stages and thaw the rest.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class DenseInference:
         scales: Average over the image at these sizes relative to its own.
         batch_size: Windows at a time.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("Segmentation",)
 
     def __init__(
         self,

@@ -1,14 +1,12 @@
 """The door: every key and class name of an experiment is checked, with its file and line, before anything is built."""
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from framework.cli.layers import Layer, Path_
+from framework.cli.signature import arguments_of
 from framework.errors import ConfigError, suggest
-from framework.registry import Advert, is_trusted, known_short_class, known_short_names
+from framework.registry import Advert, is_trusted, known_short_class, known_short_classes
 
 META_KEYS = ("class_path", "init_args", "dict_kwargs")
 CLASS_KEYS = {
@@ -37,12 +35,9 @@ LINKED = {
 """What the data (or the run) states once and the command line links: nobody may write it a second time."""
 
 
-@cache
 def parameters(target: Callable[..., Any]) -> frozenset[str]:
     """Return the names of the arguments that a class takes, those it hands on to its parents included."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(target, fail_untyped=False, sub_configs=False)
-    return frozenset(name.partition(".")[0] for name in vars(parser.get_defaults()))
+    return frozenset(argument.name for argument in arguments_of(target))
 
 
 def _kind_key(place: Path_) -> str:
@@ -145,7 +140,7 @@ class Door:
         kind = CLASS_KEYS.get(_kind_key(place))
         if kind is not None:
             return [advert.name for advert in self.adverts.values() if advert.kind == kind]
-        return [*self.adverts, *known_short_names()]
+        return [*self.adverts, *known_short_classes()]
 
     @staticmethod
     def _import(name: str, where: str) -> Callable[..., Any]:

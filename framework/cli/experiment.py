@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -19,8 +20,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from framework.cli.door import Door, parameters
-from framework.cli.layers import Layer
-from framework.cli.parser import Parser, explain, place_of, user_error
+from framework.cli.layers import Layer, plugin_files
+from framework.cli.parser import Parser, explain, foreign_error, place_of, user_error
 from framework.cli.progress import Progress
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
@@ -31,14 +32,19 @@ from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRe
 from framework.tasks.base import Task, knows_fused, total_steps
 from framework.tracking.pictures import Pictures
 
-TOP_KEYS = frozenset({"seed_everything", "trainer", "model", "data", "run", "ckpt_path", "weights_only", "verbose"})
+OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
+TOP_KEYS = frozenset(
+    {"seed_everything", "trainer", "model", "data", "run", "plugins", "ckpt_path", "weights_only", "verbose"}
+)
 
 
 class ExperimentCLI(LightningCLI):
     """Lightning's CLI with any task, any data and any advertised plugin."""
 
-    def __init__(self, name: str, layers: Sequence[Layer], started: list[RunFolder], **options: Any) -> None:
-        self.experiment_name, self.layers = name, layers
+    def __init__(
+        self, name: str, layers: Sequence[Layer], plugins: Sequence[Path], started: list[RunFolder], **options: Any
+    ) -> None:
+        self.experiment_name, self.layers, self.plugins = name, layers, plugins
         self.started = started  # told to the caller, who cannot hold this object while it runs
         super().__init__(
             Task,
@@ -65,6 +71,9 @@ class ExperimentCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run folder, and link what the data states into the model."""
+        parser.add_argument(
+            "--plugins", type=list[str] | str | None, help="Python files, or folders of such, that hold plugins."
+        )
         parser.add_class_arguments(RunFolder, "run")
         parser.set_defaults({"run.name": self.experiment_name})
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -84,6 +93,9 @@ class ExperimentCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise user_error(error) or ConfigError(explain(str(error), self.layers)) from error
+        except Exception as error:
+            classes = re.findall(r"class_path: (\w+)", yaml.safe_dump(self.plain_config()))
+            raise user_error(error) or foreign_error(error, set(classes) - {*OURS}) or error from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
@@ -121,6 +133,7 @@ class ExperimentCLI(LightningCLI):
         for key in ("config", "ckpt_path", "weights_only", "verbose"):
             plain.pop(key, None)
         plain["run"]["id"] = None  # whoever uses this config again makes a run of its own
+        plain["plugins"] = [_from_here(path) for path in self.plugins] or None
         return plain
 
     # Running.
@@ -240,6 +253,12 @@ class ExperimentCLI(LightningCLI):
                 print(f"{what:12} {path}")
 
 
+def _from_here(path: Path) -> str:
+    """Write a path as seen from the working folder, if it lies in there."""
+    whole, here = path.resolve(), Path.cwd()
+    return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
 @contextmanager
 def quiet(trainer: Trainer) -> Iterator[None]:
     """Leave the progress bar out."""
@@ -259,14 +278,20 @@ def default_precision(accelerator: str) -> str:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
-def run_experiment(
-    command: str, files: Sequence[Path], options: Sequence[str], layers: Sequence[Layer], trust: Sequence[str]
-) -> int:
-    """Run one command of one experiment; returns the exit code."""
-    hush()
+def check_keys(layers: Sequence[Layer], trust: Sequence[str], plugins: Sequence[Path]) -> None:
+    """Check every key and class name of an experiment, and let it import what it may and nothing else.
+
+    Args:
+        layers: Its files and options, in the order in which they are laid over each other.
+        trust: Modules that it may import beside the usual ones.
+        plugins: Local files whose plugins it may use.
+
+    Raises:
+        ConfigError: A key or a class is unknown, not trusted, or may not be written.
+    """
     if trust:
         sys.path.insert(0, str(Path.cwd()))
-    adverts = advertised()
+    adverts = advertised(plugins)
     trusted = trusted_modules(adverts, trust)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
     groups: dict[str | None, frozenset[str]] = {
@@ -277,18 +302,34 @@ def run_experiment(
     door = Door(groups, adverts, trusted)
     for layer in layers:
         door.check(layer)
+
+
+def run_experiment(
+    command: str,
+    files: Sequence[Path],
+    options: Sequence[str],
+    layers: Sequence[Layer],
+    trust: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+) -> int:
+    """Run one command of one experiment; returns the exit code."""
+    hush()
+    plugins = [*plugins, *(path for layer in layers for path in plugin_files(layer))]
+    check_keys(layers, trust, plugins)
     name = files[-1].stem if len(files) > 1 else "run"  # the first are the defaults
     configs = [part for file in files for part in ("--config", str(file))]
     started_by_another = ID_VARIABLE in os.environ
     try:
-        return _run(name, layers, command, configs, options)
+        return _run(name, layers, plugins, command, [*configs, *options])
     finally:
         if not started_by_another:
             os.environ.pop(ID_VARIABLE, None)
 
 
-def _run(name: str, layers: Sequence[Layer], command: str, configs: Sequence[str], options: Sequence[str]) -> int:
-    arguments = [command, *(["--help"] if "--help-all" in options else [*configs, *options])]
+def _run(
+    name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: str, options: Sequence[str]
+) -> int:
+    arguments = [command, *(["--help"] if "--help-all" in options else options)]
     if command in ("validate", "test") and not any(option.startswith("--verbose") for option in options):
         arguments.append("--verbose=false")  # our own report follows
     checkpoint = layers[-1].values.get("ckpt_path")
@@ -296,7 +337,7 @@ def _run(name: str, layers: Sequence[Layer], command: str, configs: Sequence[str
         read_checkpoint(Path(str(checkpoint)))
     started: list[RunFolder] = []
     try:
-        ExperimentCLI(name, layers, started, args=arguments)
+        ExperimentCLI(name, layers, plugins, started, args=arguments)
     except SystemExit as stop:
         if not stop.code:  # --print_config and --help-all
             raise
@@ -360,17 +401,27 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def experiment_of(checkpoint: Path) -> Iterator[Path]:
+def experiment_of(checkpoint: Path, plugins: Sequence[Path] = ()) -> Iterator[Path]:
     """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
 
     The weights that the backbone started from are left out: the checkpoint has its own.
 
+    Args:
+        checkpoint: The checkpoint.
+        plugins: Local plugin files that the user gave: a checkpoint runs none by itself.
+
     Raises:
-        ConfigError: The checkpoint is missing, damaged, or holds no experiment.
+        ConfigError: The checkpoint is missing, damaged, holds no experiment, or needs plugin files that are not given.
     """
     config = read_checkpoint(checkpoint).get("config")
     if config is None:
         raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
+    lacking = {Path(path).name for path in config.pop("plugins", None) or []} - {path.name for path in plugins}
+    if lacking:
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} was trained with the plugins in {', '.join(sorted(lacking))}, which a "
+            "checkpoint may not run by itself: add --plugins FILE"
+        )
     backbone = config["model"]["init_args"]["backbone"].get("init_args", {})
     backbone |= {name: off for name, off in (("pretrained", False), ("weights", None)) if name in backbone}
     with tempfile.TemporaryDirectory() as folder:

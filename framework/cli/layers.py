@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, suggest
 
 Path_ = tuple[str, ...]
 
@@ -20,10 +20,12 @@ class Layer:
     Args:
         values: Nested plain values.
         places: Where each key stands, by its path: `file:line`, or the option as typed.
+        folder: The folder of the file; None for options.
     """
 
     values: dict[str, Any]
     places: dict[Path_, str] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,12 +65,38 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(
             f"{path}: an experiment is a mapping with keys such as model and data, not {type(values).__name__}"
         )
-    return Layer(values, dict(_places(node, (), str(path))))
+    return Layer(values, dict(_places(node, (), str(path))), path.parent)
+
+
+def plugin_files(layer: Layer) -> list[Path]:
+    """Return the files and folders that the key `plugins` of an experiment file names.
+
+    They are looked for in the folder of the file, then in the working folder; no others are run for a file's sake.
+
+    Raises:
+        ConfigError: One is missing, or lies elsewhere.
+    """
+    named = layer.values.get("plugins") or []
+    found = []
+    for name in [named] if isinstance(named, str) else named if isinstance(named, list) else [named]:
+        place = f"{layer.places.get(('plugins',), '--plugins')}: plugins"
+        if not isinstance(name, str):
+            raise ConfigError(f"{place}: it takes Python files or folders of such, not {name!r}")
+        folders = [folder for folder in (layer.folder, Path()) if folder is not None]
+        path = next((folder / name for folder in folders if (folder / name).exists()), None)
+        if path is None:
+            beside = [file.name for folder in folders for file in folder.glob("*.py")]
+            raise ConfigError(f"{place}: there is no file {name}; {suggest(name, beside)}".rstrip("; "))
+        if not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+            raise ConfigError(
+                f"{place}: {name} is neither beside the experiment nor in the working folder, and an experiment may "
+                f"not run what lies elsewhere: add --plugins {name} if you trust it"
+            )
+        found.append(path)
+    return found
 
 
 def _nearby(path: Path) -> str:
-    from framework.errors import suggest
-
     folder = path.parent if path.parent.is_dir() else Path("experiments")
     hint = suggest(path.name, [file.name for file in folder.glob("*.yaml")])
     return f"; in {folder}: {hint}" if hint else ""
@@ -140,21 +168,28 @@ def _value(text: str) -> Any:
         return text
 
 
-def split_configs(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Separate `--config FILE` (any number, also `-c` and `=`) from the other arguments."""
-    files: list[Path] = []
+def take_option(arguments: Sequence[str], *names: str) -> tuple[list[str], list[str]]:
+    """Separate every `--name VALUE` and `--name=VALUE` of some options from the other arguments.
+
+    Returns:
+        The values in order, and the other arguments.
+
+    Raises:
+        ConfigError: The last one has no value.
+    """
+    values: list[str] = []
     rest: list[str] = []
     position = 0
     while position < len(arguments):
         argument = arguments[position]
         position += 1
-        if argument.startswith("--config="):
-            files.append(Path(argument.partition("=")[2]))
-        elif argument in ("--config", "-c"):
+        if argument.partition("=")[0] in names and "=" in argument:
+            values.append(argument.partition("=")[2])
+        elif argument in names:
             if position == len(arguments):
-                raise ConfigError("--config needs the path of an experiment, such as experiments/unet_seg.yaml")
-            files.append(Path(arguments[position]))
+                raise ConfigError(f"{argument} needs a value")
+            values.append(arguments[position])
             position += 1
         else:
             rest.append(argument)
-    return files, rest
+    return values, rest

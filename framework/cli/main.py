@@ -3,10 +3,11 @@
 import errno
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from framework import __version__
-from framework.cli.layers import option_layer, read_layer, split_configs
+from framework.cli.layers import option_layer, read_layer, take_option
 from framework.errors import ConfigError, UserError, suggest
 
 COMMANDS = {
@@ -14,6 +15,11 @@ COMMANDS = {
     "validate": "validate a checkpoint",
     "test": "test a checkpoint",
     "predict": "predict a folder of images with a checkpoint",
+}
+OTHERS = {
+    "plugins": "list, show, write and check plugins",
+    "config": "check experiment files without training",
+    "schema": "print the JSON Schema of experiments, for editors",
 }
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
@@ -29,6 +35,7 @@ HELP = """usage: {command} --config EXPERIMENT.yaml [--config MORE.yaml ...] [--
   --run.name, --run.root, --run.id    where the run's folder is
   --ckpt_path FILE         a checkpoint{checkpoint}
   --print_config           print the resolved experiment, and stop
+  --plugins FILE           use the plugins in a Python file, or in a folder of such
   --trust MODULE           let the experiment import classes from one more module
   --debug                  show tracebacks
   --help-all               every argument there is (takes the seconds that importing torch takes)"""
@@ -39,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: framework COMMAND ...\n")
-        print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        print("\n".join(f"  {name:10} {what}" for name, what in {**COMMANDS, **OTHERS}.items()))
         print("\n`framework COMMAND --help` says more.")
         return 0
     if arguments[0] in ("-V", "--version"):
@@ -80,14 +87,19 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 
 def _run(command: str, arguments: list[str]) -> int:
+    if command in OTHERS:
+        run_command = import_module(f"framework.cli.{command}").run
+        return int(run_command(arguments))
     if command not in COMMANDS:
-        raise ConfigError(f"there is no command {command}; {suggest(command, COMMANDS)}")
+        raise ConfigError(f"there is no command {command}; {suggest(command, [*COMMANDS, *OTHERS])}")
     if "-h" in arguments or "--help" in arguments:
         role = " to go on from" if command == "fit" else "; it brings its experiment with it"
         print(HELP.format(command=command, what=COMMANDS[command], checkpoint=role))
         return 0
-    files, options = split_configs(arguments)
-    trust, options = _take_trust(options)
+    configs, options = take_option(arguments, "--config", "-c")
+    trust, options = take_option(options, "--trust")
+    named, options = take_option(options, "--plugins")
+    files, plugins = [Path(config) for config in configs], [Path(name) for name in named]
     if "--help-all" not in options and not files:
         if command == "fit" and not any(option.startswith("--model") for option in options):
             found = ", ".join(str(path) for path in sorted(Path("experiments").glob("*.yaml")))
@@ -96,36 +108,18 @@ def _run(command: str, arguments: list[str]) -> int:
         if command != "fit" and checkpoint is not None:
             from framework.cli.experiment import experiment_of
 
-            with experiment_of(Path(checkpoint)) as file:
-                return _run_layers(command, [file], options, trust)
+            with experiment_of(Path(checkpoint), plugins) as file:
+                return _run_layers(command, [file], options, trust, plugins)
         if command != "fit":
             raise ConfigError(f"{command} needs a checkpoint: {command} --ckpt_path runs/NAME/ID/checkpoints/best.ckpt")
-    return _run_layers(command, [DEFAULTS, *files], options, trust)
+    return _run_layers(command, [DEFAULTS, *files], options, trust, plugins)
 
 
-def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str]) -> int:
+def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str], plugins: list[Path]) -> int:
     layers = [*(read_layer(file) for file in files), option_layer(options)]  # mistakes in YAML cost no import of torch
     from framework.cli.experiment import run_experiment
 
-    return run_experiment(command, files, options, layers, trust)
-
-
-def _take_trust(options: list[str]) -> tuple[list[str], list[str]]:
-    trust: list[str] = []
-    rest: list[str] = []
-    position = 0
-    while position < len(options):
-        if options[position].startswith("--trust="):
-            trust.append(options[position].partition("=")[2])
-        elif options[position] == "--trust":
-            position += 1
-            if position == len(options):
-                raise ConfigError("--trust needs the name of a module")
-            trust.append(options[position])
-        else:
-            rest.append(options[position])
-        position += 1
-    return trust, rest
+    return run_experiment(command, files, options, layers, trust, plugins)
 
 
 def fit() -> int:

@@ -1,7 +1,8 @@
 """A parser whose errors are a few lines, and name the file and line of what is wrong."""
 
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -36,6 +37,17 @@ def user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def foreign_error(error: Exception, packages: Collection[str]) -> ConfigError | None:
+    """Name the line of a user's or a third party's class that raised an error, if one of these packages did."""
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages:
+            place = f"{frame.f_code.co_filename}:{line}: {frame.f_code.co_qualname}"
+    if place is None:
+        return None
+    return ConfigError(f"{place} raised {type(error).__name__}: {error} (add --debug for the traceback)")
 
 
 def explain(message: str, layers: Sequence[Layer]) -> str:

@@ -3,7 +3,7 @@
 import re
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
@@ -110,6 +110,8 @@ class SegmentationData(VisionData):
         ignore_index: Class index of pixels that count neither in the loss nor in any metric.
         photometric: Brightness, contrast and saturation changes in training; null: none.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("Segmentation",)
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from math import lcm
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class DenseHead(nn.Module, ABC):
         multiple: What the height and width of the padded image must be divisible by, beside the backbone's own.
         used: Indices of the backbone's levels that the head reads.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("Segmentation",)
 
     multiple: int
     used: tuple[int, ...]

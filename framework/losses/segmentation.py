@@ -8,7 +8,7 @@ Nothing waits for the device. 16-bit logits are computed with in 32 bits.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import isfinite
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,8 @@ def _floor(x: Tensor) -> Tensor:
 
 class SegmentationLoss(nn.Module, ABC):
     """Logits and mask in, a scalar out."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("Segmentation", "Classification")
 
     @abstractmethod
     def forward(self, logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:

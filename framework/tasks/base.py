@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -60,6 +60,17 @@ class Task(LightningModule, ABC):
             backbone.freeze(freeze)
         except ValueError as error:
             raise ConfigError(f"model.backbone: {error}") from error
+
+    # What it takes to try any backbone under any head, without data.
+
+    @classmethod
+    @abstractmethod
+    def example(cls, backbone: Backbone, head: Callable[..., nn.Module] | None = None) -> Self:
+        """Build a small task of this kind, with the default head if none is given."""
+
+    @abstractmethod
+    def example_batch(self, count: int, height: int, width: int) -> Batch:
+        """Make up a batch of `count` images of that size, with targets, as the data would give it."""
 
     @abstractmethod
     def metric_names(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for every pixel."""
 
 from math import lcm
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -58,6 +58,24 @@ class Segmentation(Task):
         self.inference = inference or DenseInference()
         self.val_metrics = SegmentationMetrics(self.class_names, ignore_index)
         self.test_metrics = SegmentationMetrics(self.class_names, ignore_index)
+
+    @classmethod
+    def example(cls, backbone: Backbone, head: DenseHeadFactory | None = None) -> Self:
+        """Build a task of three classes."""
+        return cls(backbone, num_classes=3, head=head or UNet)
+
+    def example_batch(self, count: int, height: int, width: int) -> Batch:
+        """Make up random images and masks; one corner of every mask is ignored."""
+        mask = torch.randint(0, self.num_classes, (count, height, width))
+        mask[:, :2, :2] = self.ignore_index
+        return {
+            "image": torch.randint(0, 256, (count, self.backbone.in_channels, height, width), dtype=torch.uint8),
+            "mask": mask,
+            "id": [str(index) for index in range(count)],
+            "is_pad": torch.zeros(count, dtype=torch.bool),
+            "size": [(height, width)] * count,
+            "original_size": [(height, width)] * count,
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, num_classes, H, W) of images (B, C, H, W), uint8 or float in [0, 1], of any size."""
