@@ -1,6 +1,6 @@
 """Which checks a plugin of a kind has to pass, and how they are run from a notebook, a test or the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from framework.conformance import backbones, data, heads, losses
@@ -15,15 +15,23 @@ KITS: dict[str, tuple[Check, ...]] = {
 }
 
 
-def kit(kind: str) -> tuple[Check, ...]:
+def kit(kind: str, only: Collection[str] = ()) -> tuple[Check, ...]:
     """Return the checks of a kind.
 
+    Args:
+        kind: `backbones`, `heads`, `losses` or `data`.
+        only: Names of the checks that are wanted; none: all.
+
     Raises:
-        ConfigError: There is no kit for it.
+        ConfigError: There is no kit for it, or no check of that name in it.
     """
     if kind not in KITS:
         raise ConfigError(f"there is no conformance kit for {kind}; {suggest(kind, KITS)}".rstrip("; "))
-    return KITS[kind]
+    names = [check.name for check in KITS[kind]]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"there is no check {name} of {kind}; {suggest(name, names)}".rstrip("; "))
+    return tuple(check for check in KITS[kind] if not only or check.name in only)
 
 
 def check_plugin(make: Make, kind: str = "backbones") -> list[Verdict]:

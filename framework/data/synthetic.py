@@ -1,6 +1,6 @@
 """Rendered scenes whose class, boxes, masks and metric depth are exact, at any size and count."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -59,6 +59,10 @@ class SceneSamples:
 class SyntheticScenes(SegmentationData):
     """Textured solids in a room, rendered by a keyed ray caster: every label is exact. No files are needed.
 
+    Under Classification, the class of an image is that of the object that covers most of it, `background` if none is
+    there. A training crop smaller than the image may cut that object away: `crop_size` as large as `size`, and
+    `crop_scale: [1, 1]`, show every scene whole.
+
     Args:
         train: Training scenes.
         val: Validation scenes.
@@ -66,6 +70,8 @@ class SyntheticScenes(SegmentationData):
         size: Height and width in pixels.
         scenes_seed: Which scenes there are; independent of the run's seed.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("Segmentation", "Classification")
 
     channels = 3
 

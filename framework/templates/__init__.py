@@ -1,0 +1,1 @@
+"""What `framework plugins new` starts from: one working plugin of each kind, whose class it renames."""
