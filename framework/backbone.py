@@ -120,7 +120,9 @@ class Backbone(nn.Module, ABC):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             features = self.extract((images - self.mean) / self.std)
         if not isinstance(features, Features):
-            raise TypeError(f"{type(self).__name__}.extract must return Features(maps, prefix), not {type(features).__name__}")
+            raise TypeError(
+                f"{type(self).__name__}.extract must return Features(maps, prefix), not {type(features).__name__}"
+            )
         return features
 
     def freeze(self, stages: int | Literal["all"] = "all") -> None:

@@ -206,7 +206,9 @@ def _of_file(file: Path) -> list[Advert]:
             if (kind := kinds[found.name]) and not found.name.startswith("_") and "abc.ABC" not in found.bases
         ]
         if plugins and not find_module(module).samefile(file):
-            raise ConfigError(f"--plugins: {file}: {find_module(module)} is the module {module} already: rename the file")
+            raise ConfigError(
+                f"--plugins: {file}: {find_module(module)} is the module {module} already: rename the file"
+            )
     except SourceError as error:
         raise ConfigError(f"--plugins: {error}") from error
     return plugins

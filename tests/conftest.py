@@ -9,6 +9,10 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--write-matrix", action="store_true", help="write docs/matrix.md from `-m matrix`")
+
+
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,9 @@ class CommandParser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(arguments)
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
-            raise ConfigError(f"{self.prog}: unknown argument {unknown[0]}; {suggest(unknown[0], options)}".rstrip("; "))
+            raise ConfigError(
+                f"{self.prog}: unknown argument {unknown[0]}; {suggest(unknown[0], options)}".rstrip("; ")
+            )
         return known
 
     def add_plugin_options(self) -> None:

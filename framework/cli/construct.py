@@ -22,9 +22,17 @@ def own_arguments(advert: Advert) -> tuple[Argument, ...]:
 
 
 def lacking(advert: Advert, words: Sequence[str]) -> list[str]:
-    """Return the names of required arguments that the words do not give."""
-    given = init_arguments(words)
-    return [argument.name for argument in own_arguments(advert) if argument.required and argument.name not in given]
+    """Return the names of required arguments that the words do not give.
+
+    Raises:
+        ConfigError: The words give an argument that the plugin does not have.
+    """
+    given, known = init_arguments(words), own_arguments(advert)
+    for key in given:
+        if key.partition(".")[0] not in {argument.name for argument in known}:
+            hint = suggest(key, (argument.name for argument in known))
+            raise ConfigError(f"{advert.name} has no argument {key}; {hint}".rstrip("; "))
+    return [argument.name for argument in known if argument.required and argument.name not in given]
 
 
 def maker(advert: Advert, words: Sequence[str]) -> Callable[..., Any]:
@@ -41,21 +49,23 @@ def maker(advert: Advert, words: Sequence[str]) -> Callable[..., Any]:
         ConfigError: A key is unknown, a value has the wrong type, or a required one is missing.
     """
     target, given = advert.load(), init_arguments(words)
-    known = {argument.name: argument for argument in own_arguments(advert)}
-    for key in given:
-        if key.partition(".")[0] not in known:
-            raise ConfigError(f"{advert.name} has no argument {key}; {suggest(key, known)}".rstrip("; "))
     missing = lacking(advert, words)
     if missing:
-        raise ConfigError(f"{advert.name} needs {', '.join(missing)}: add {' '.join(f'{key}=VALUE' for key in missing)}")
+        raise ConfigError(
+            f"{advert.name} needs {', '.join(missing)}: add {' '.join(f'{key}=VALUE' for key in missing)}"
+        )
     options = _typed(advert, given)
 
     def make(*positional: Any, **overrides: Any) -> Any:
         try:
             return target(*positional, **{**options, **overrides})
         except Exception as error:
-            ours = foreign_error(error, {advert.module.partition(".")[0]} - {"framework", "plugins"})
-            raise user_error(error) or ours or error from error
+            if user_error(error) is not None:
+                raise
+            theirs = foreign_error(error, {advert.module.partition(".")[0]} - {"framework", "plugins"})
+            if theirs is None:
+                raise
+            raise theirs from error
 
     return make
 
@@ -75,8 +85,8 @@ def _typed(advert: Advert, given: dict[str, str]) -> dict[str, Any]:
     parser = Parser(exit_on_error=False)
     skip = {argument.name for argument in arguments_of(advert.load())[: GIVEN.get(advert.kind, 0)]}
     parser.add_class_arguments(
-        advert.load(), "plugin", fail_untyped=False, sub_configs=False, instantiate=False, skip=skip
+        advert.load(), advert.name, fail_untyped=False, sub_configs=False, instantiate=False, skip=skip
     )
-    parsed = parser.parse_args([f"--plugin.{key}={value}" for key, value in given.items()])
-    values = parser.instantiate_classes(parsed).get("plugin", {})
+    parsed = parser.parse_args([f"--{advert.name}.{key}={value}" for key, value in given.items()])
+    values = parser.instantiate(parsed).get(advert.name, {})
     return {key: values[key] for key in {key.partition(".")[0] for key in given}}

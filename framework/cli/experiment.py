@@ -21,11 +21,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer, plugin_files
-from framework.cli.parser import Parser, explain, foreign_error, place_of, user_error
+from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
 from framework.cli.progress import Progress
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
-from framework.errors import ConfigError
+from framework.errors import ConfigError, UserError
 from framework.prediction import PredictionWriter
 from framework.registry import advertised, trusted_modules
 from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
@@ -91,11 +91,21 @@ class ExperimentCLI(LightningCLI):
         """Build data, model and trainer; what a constructor refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, MisconfigurationException) as error:
-            raise user_error(error) or ConfigError(explain(str(error), self.layers)) from error
         except Exception as error:
-            classes = re.findall(r"class_path: (\w+)", yaml.safe_dump(self.plain_config()))
-            raise user_error(error) or foreign_error(error, set(classes) - {*OURS}) or error from error
+            explained = self._explained(error)
+            if explained is None or explained is error:
+                raise
+            raise explained from error
+
+    def _explained(self, error: Exception) -> UserError | None:
+        """Return what to tell the user: the line of a plugin that failed, or why a class refused; None of bugs."""
+        if user_error(error) is None and not isinstance(root_of(error), ValueError | TypeError):
+            packages = re.findall(r"class_path: (\w+)", yaml.safe_dump(self.plain_config()))
+            foreign = foreign_error(error, set(packages) - {*OURS})
+            if foreign is not None:
+                return foreign
+        refused = isinstance(error, ValueError | TypeError | MisconfigurationException)
+        return user_error(error) or (ConfigError(explain(str(error), self.layers)) if refused else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
@@ -326,9 +336,7 @@ def run_experiment(
             os.environ.pop(ID_VARIABLE, None)
 
 
-def _run(
-    name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: str, options: Sequence[str]
-) -> int:
+def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: str, options: Sequence[str]) -> int:
     arguments = [command, *(["--help"] if "--help-all" in options else options)]
     if command in ("validate", "test") and not any(option.startswith("--verbose") for option in options):
         arguments.append("--verbose=false")  # our own report follows

@@ -67,8 +67,10 @@ def _words(name: str) -> list[str]:
 
 
 def _class_name(name: str) -> str:
-    return name if name[0].isupper() and name.isidentifier() and "_" not in name else "".join(
-        word.capitalize() for word in _words(name)
+    return (
+        name
+        if name[0].isupper() and name.isidentifier() and "_" not in name
+        else "".join(word.capitalize() for word in _words(name))
     )
 
 

@@ -41,13 +41,19 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 def foreign_error(error: Exception, packages: Collection[str]) -> ConfigError | None:
     """Name the line of a user's or a third party's class that raised an error, if one of these packages did."""
-    place = None
-    for frame, line in traceback.walk_tb(error.__traceback__):
+    place, cause = None, root_of(error)
+    for frame, line in traceback.walk_tb(cause.__traceback__):
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages:
             place = f"{frame.f_code.co_filename}:{line}: {frame.f_code.co_qualname}"
     if place is None:
         return None
-    return ConfigError(f"{place} raised {type(error).__name__}: {error} (add --debug for the traceback)")
+    return ConfigError(f"{place} raised {type(cause).__name__}: {cause} (add --debug for the traceback)")
+
+
+def root_of(error: BaseException) -> BaseException:
+    """Return the first of the errors that led to this one."""
+    inner = error.__cause__ or error.__context__
+    return error if inner is None or inner is error else root_of(inner)
 
 
 def explain(message: str, layers: Sequence[Layer]) -> str:

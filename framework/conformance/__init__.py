@@ -12,4 +12,13 @@ In a plugin author's own tests:
 from framework.conformance.check import Check, Make, NonconformityError, Verdict, run_checks
 from framework.conformance.kits import KITS, check_plugin, parametrize_with_checks
 
-__all__ = ["KITS", "Check", "Make", "NonconformityError", "Verdict", "check_plugin", "parametrize_with_checks", "run_checks"]
+__all__ = [
+    "KITS",
+    "Check",
+    "Make",
+    "NonconformityError",
+    "Verdict",
+    "check_plugin",
+    "parametrize_with_checks",
+    "run_checks",
+]

@@ -1,6 +1,8 @@
 """What a check is, and how a list of them is run."""
 
 import copy
+import io
+import pickle
 import time
 import traceback
 import warnings
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 Make = Callable[..., Any]
 """Builds a small plugin; keyword arguments override its own."""
@@ -32,6 +35,44 @@ def demand(fulfilled: bool, expected: str, found: object, remedy: str) -> None:
     """Raise a `NonconformityError` unless a rule is fulfilled."""
     if not fulfilled:
         raise NonconformityError(expected, str(found), remedy)
+
+
+def weigh(tensors: Sequence[Tensor]) -> Tensor:
+    """Weigh every value at random, so that no normalisation makes the sum, and its gradient, constant."""
+    generator = torch.Generator().manual_seed(1)
+    terms = [x.float() for x in tensors]
+    return torch.stack([(x * torch.rand(x.shape, generator=generator)).mean() for x in terms]).sum()
+
+
+def difference(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Return the largest difference between tensors, relative to the largest value; NaN if one of them is."""
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(ones, others, strict=True)]
+    scale = max(float(a.abs().max()) for a, _ in pairs) or 1.0
+    return float(torch.stack([(a - b).abs().max() for a, b in pairs]).max()) / scale
+
+
+def demand_independent_copies(first: nn.Module, run: Callable[[Any], Sequence[Tensor]]) -> None:
+    """Raise a `NonconformityError` unless copies and pickles of a module do the same, and share no tensor with it."""
+    expected = run(first)
+    buffer = io.BytesIO()
+    pickle.dump(first, buffer)
+    buffer.seek(0)
+    for how, other in (("copy.deepcopy", copy.deepcopy(first)), ("pickle", pickle.load(buffer))):
+        gap = difference(expected, run(other))
+        demand(
+            gap <= 1e-6,
+            f"equal results after {how}",
+            f"a relative difference of {gap:.2g}",
+            "keep closures, lambdas, hooks and references to the module itself out of its attributes",
+        )
+        shared = {id(x) for x in first.state_dict(keep_vars=True).values()}
+        shared &= {id(x) for x in other.state_dict(keep_vars=True).values()}
+        demand(
+            not shared,
+            f"no tensor shared with the original after {how}",
+            f"{len(shared)} are",
+            "keep tensors as attributes of the module, never of the class or of the Python module",
+        )
 
 
 class Maker:
@@ -147,8 +188,6 @@ def run_checks(make: Make, checks: Sequence[Check], debug: bool = False) -> Iter
                 raise
             open_failures[check.run] = check.name
             seconds = time.perf_counter() - began
-            yield Verdict(
-                check.name, check.rule, "failed", seconds, error.expected, error.found, error.remedy
-            )
+            yield Verdict(check.name, check.rule, "failed", seconds, error.expected, error.found, error.remedy)
         else:
             yield Verdict(check.name, check.rule, "passed", time.perf_counter() - began)

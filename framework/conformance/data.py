@@ -1,1 +1,240 @@
-CHECKS = ()
+"""The rules of the contract of data modules, one check each."""
+
+import pickle
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten  # private, but what torch.export hands out trees with
+from torchvision import tv_tensors
+
+from framework.conformance.check import Check, Maker, demand
+from framework.data.loader import Sample, SampleKey, Samples
+
+LOOKED_AT = 3  # samples of a split
+
+# What a check needs.
+
+
+def _build(make: Maker) -> Any:
+    """Build the data, with small batches and without loader processes."""
+    data = make.anew()
+    data.num_workers = 0
+    data.batch_size = min(2, len(data.splits()["train"]))
+    return data
+
+
+def _samples(data: Any) -> Iterator[tuple[str, Samples, int]]:
+    """Yield the first few samples of every split, as (split, samples, index)."""
+    for name, samples in data.splits().items():
+        for index in range(min(LOOKED_AT, len(samples))):
+            yield name, samples, index
+
+
+def _equal(one: Sample, other: Sample) -> bool:
+    """Tell whether two samples hold the same."""
+    (ones, keys), (others, other_keys) = tree_flatten(one), tree_flatten(other)
+    return keys == other_keys and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+        for a, b in zip(ones, others, strict=True)
+    )
+
+
+def _draw() -> None:
+    """Move every global source of random numbers on."""
+    torch.rand(3)
+    random.random()
+    np.random.rand(3)
+
+
+# The rules.
+
+
+def it_has_splits(make: Maker) -> None:
+    """There is a training and a validation split, and neither is empty."""
+    data = make()
+    for name in ("train", "val"):
+        samples = data.split(name)
+        demand(
+            samples is not None and len(samples) > 0,
+            f"a split {name} with samples",
+            "none" if samples is None else "an empty one",
+            f'return samples from `split("{name}")`; only "test" may be None',
+        )
+
+
+def classes_are_stated(make: Maker) -> None:
+    """The names of the classes, all different, and the number of channels are known before a file is read."""
+    data = make()
+    classes, channels = getattr(data, "classes", None), getattr(data, "channels", None)
+    demand(
+        isinstance(classes, tuple)
+        and len(classes) > 0
+        and all(isinstance(name, str) for name in classes)
+        and len(set(classes)) == len(classes),
+        "`classes`, a tuple of different names",
+        repr(classes)[:200],
+        "set `self.classes` in __init__; segmentation data calls `self.state_classes([...])`",
+    )
+    demand(
+        isinstance(channels, int) and channels >= 1,
+        "`channels`, a number of at least 1",
+        repr(channels),
+        "write `channels = 3` in the class, or set it in __init__",
+    )
+
+
+def samples_are_as_documented(make: Maker) -> None:
+    """A sample has `image`, uint8 (C, H, W), its targets as tv_tensors, `id` and `original_size`."""
+    data = _build(make)
+    for name, samples, index in _samples(data):
+        sample = samples.read(index)
+        wrong = [*_wrong_image(sample, data.channels), *_wrong_targets(sample, data)]
+        demand(
+            not wrong,
+            f"sample {index} of {name} as documented in framework.data.loader.Samples",
+            "; ".join(wrong)[:400],
+            "return {'image': tv_tensors.Image(uint8), 'mask': tv_tensors.Mask(classes), 'id': str, "
+            "'original_size': (height, width)} from `read`",
+        )
+
+
+def _wrong_image(sample: Sample, channels: int) -> list[str]:
+    """Say what is wrong with the image of a sample, and with what names it."""
+    image, size = sample.get("image"), sample.get("original_size")
+    wrong = []
+    if not isinstance(image, tv_tensors.Image) or image.dtype != torch.uint8 or image.ndim != 3:
+        wrong.append(f"image is {type(image).__name__} {getattr(image, 'dtype', '')}")
+    elif image.shape[0] != channels:
+        wrong.append(f"image has {image.shape[0]} channels, and the data states {channels}")
+    if not isinstance(sample.get("id"), str):
+        wrong.append(f"id is {sample.get('id')!r}, no str")
+    if not (isinstance(size, tuple) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+        wrong.append(f"original_size is {size!r}, no (height, width)")
+    return wrong
+
+
+def _wrong_targets(sample: Sample, data: Any) -> list[str]:
+    """Say what is wrong with the mask or the label of a sample."""
+    wrong = []
+    if "mask" in sample:
+        mask = sample["mask"]
+        if not isinstance(mask, tv_tensors.Mask):
+            return [f"mask is {type(mask).__name__}, no tv_tensors.Mask"]
+        if mask.shape != sample["image"].shape[-2:]:
+            wrong.append(f"mask is {tuple(mask.shape)}, its image {tuple(sample['image'].shape[-2:])}")
+        strange = [x for x in mask.unique().tolist() if not 0 <= x < data.num_classes and x != data.ignore_index]
+        if strange:
+            wrong.append(f"mask holds {strange[:5]}, neither classes nor ignore_index={data.ignore_index}")
+    if "label" in sample and not 0 <= int(sample["label"]) < data.num_classes:
+        wrong.append(f"label is {int(sample['label'])}, and there are {data.num_classes} classes")
+    if "mask" not in sample and "label" not in sample:
+        wrong.append(f"no target among {', '.join(sample)}")
+    return wrong
+
+
+def reading_is_pure(make: Maker) -> None:
+    """Reading a sample involves no random numbers, and does not depend on what was read before."""
+    data = _build(make)
+    for name, samples, index in _samples(data):
+        first = samples.read(index)
+        for _ in range(4):
+            _draw()
+            demand(
+                _equal(first, samples.read(index)),
+                f"sample {index} of {name} to be the same whenever it is read",
+                "another one",
+                "leave random crops, flips and noise to `default_transforms`, which get random numbers of their own",
+            )
+
+
+def augmentation_is_keyed(make: Maker) -> None:
+    """A training sample depends on its index and epoch alone, whatever was drawn or read before."""
+    data = _build(make)
+    dataset = data.train_dataloader().dataset
+    for index in range(min(LOOKED_AT, len(dataset.samples))):
+        first = dataset[SampleKey(index, 1)]
+        for epoch in (0, 2):
+            _draw()
+            dataset[SampleKey(index, epoch)]
+            demand(
+                _equal(first, dataset[SampleKey(index, 1)]),
+                f"training sample {index} of epoch 1 to be the same whenever it is asked for",
+                "another one",
+                "draw random numbers from torch, not from NumPy or `random`, and keep no state in transforms",
+            )
+
+
+def batches_fit_together(make: Maker) -> None:
+    """The first batch of training and of validation can be put together."""
+    data = _build(make)
+    for name, loader in (("training", data.train_dataloader()), ("validation", data.val_dataloader())):
+        remedy = "samples of a split have the same keys, and training images one size: set `crop_size` or `resize`"
+        try:
+            batch = next(iter(loader))
+        except Exception as error:
+            demand(False, f"a batch for {name}", f"{type(error).__name__}: {str(error).strip()[:400]}", remedy)
+        image = batch["image"]
+        demand(
+            image.ndim == 4 and image.shape[1] == data.channels and len(batch["id"]) == len(image),
+            f"a batch for {name} with an image (B, {data.channels}, H, W) and B ids",
+            f"{tuple(image.shape)}, {len(batch['id'])} ids",
+            remedy,
+        )
+
+
+def it_can_be_pickled(make: Maker) -> None:
+    """What loader processes get can be pickled, and reads the same there."""
+    data = _build(make)
+    for dataset in (data.train_dataloader().dataset, data.val_dataloader().dataset):
+        remedy = "keep open files, locks, lambdas and local functions out of the samples and the transforms"
+        try:
+            other = pickle.loads(pickle.dumps(dataset))
+        except Exception as error:
+            demand(False, "samples and transforms that can be pickled", f"{type(error).__name__}: {error}", remedy)
+        demand(
+            _equal(dataset[SampleKey(0, 0)], other[SampleKey(0, 0)]),
+            "the same sample after pickling",
+            "another one",
+            remedy,
+        )
+
+
+def files_can_be_checked(make: Maker) -> None:
+    """Nothing is wrong with the first few samples, and the files behind them are named."""
+    data = _build(make)
+    for name, samples, index in _samples(data):
+        problem = samples.problem(index)
+        demand(
+            problem is None,
+            f"no problem with sample {index} of {name}",
+            problem,
+            "mend the file; `problem` returns None for what can be used",
+        )
+        lacking = [path for path in samples.sources(index) if not Path(path).is_file()]
+        demand(
+            not lacking,
+            f"files behind sample {index} of {name} that exist",
+            f"no file {', '.join(lacking[:3])}",
+            "return the paths that `read` opens from `sources`, [] if there are none",
+        )
+
+
+SPLIT = (it_has_splits,)
+STATED = (*SPLIT, classes_are_stated)
+READ = (*STATED, samples_are_as_documented)
+
+CHECKS = (
+    Check(it_has_splits),
+    Check(classes_are_stated),
+    Check(samples_are_as_documented, STATED),
+    Check(reading_is_pure, READ),
+    Check(augmentation_is_keyed, (*READ, reading_is_pure)),
+    Check(batches_fit_together, READ),
+    Check(it_can_be_pickled, (*READ, reading_is_pure, augmentation_is_keyed)),
+    Check(files_can_be_checked, READ),
+)

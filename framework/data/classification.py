@@ -50,7 +50,7 @@ class LabelledFiles(ImageFiles):
     def remarks(self) -> tuple[list[str], list[str]]:
         """Say which classes have no image: wrong in the training split, odd in others."""
         absent = sorted(set(range(len(self.classes))) - set(self.labels))
-        return [f"no image of class {self.classes[label]}" for label in absent], []
+        return [f"no image of class {self.classes[label]} (its folder is missing or empty)" for label in absent], []
 
 
 class CentreCrop:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from framework.data.datamodule import SplitName, VisionData
 from framework.data.images import IMAGE_SUFFIXES, MaskTable, find_images, read_image
-from framework.data.loader import Sample
+from framework.data.loader import Sample, Samples
 from framework.data.transforms import Photometric, RandomScaleCrop, fill_masks
 from framework.errors import ConfigError, DataError
 
@@ -130,7 +130,7 @@ class SegmentationData(VisionData):
             fill_masks(self.train_transforms, ignore_index)
 
     @abstractmethod
-    def split(self, name: SplitName) -> MaskFiles | None:
+    def split(self, name: SplitName) -> Samples | None:
         """Return a split, or None if the data set lacks it."""
 
     def default_transforms(self) -> list[v2.Transform]:

@@ -89,7 +89,7 @@ class SyntheticScenes(SegmentationData):
         self.size, self.scenes_seed = (size[0], size[1]), scenes_seed
         self.state_classes(list(SCENE_CLASSES))
 
-    def split(self, name: SplitName) -> SceneSamples | None:  # type: ignore[override]
+    def split(self, name: SplitName) -> SceneSamples | None:
         """Return a split; splits share no scene."""
         if not self.sizes[name]:
             return None

@@ -65,7 +65,7 @@ class Task(LightningModule, ABC):
 
     @classmethod
     @abstractmethod
-    def example(cls, backbone: Backbone, head: Callable[..., nn.Module] | None = None) -> Self:
+    def example(cls, backbone: Backbone, head: Any = None) -> Self:
         """Build a small task of this kind, with the default head if none is given."""
 
     @abstractmethod

@@ -55,7 +55,7 @@ class Classification(Task):
         self.test_metrics = ClassificationMetrics(self.class_names)
 
     @classmethod
-    def example(cls, backbone: Backbone, head: ClassificationHeadFactory | None = None) -> Self:
+    def example(cls, backbone: Backbone, head: Any = None) -> Self:
         """Build a task of three classes."""
         return cls(backbone, num_classes=3, head=head or LinearClassifier)
 

@@ -60,7 +60,7 @@ class Segmentation(Task):
         self.test_metrics = SegmentationMetrics(self.class_names, ignore_index)
 
     @classmethod
-    def example(cls, backbone: Backbone, head: DenseHeadFactory | None = None) -> Self:
+    def example(cls, backbone: Backbone, head: Any = None) -> Self:
         """Build a task of three classes."""
         return cls(backbone, num_classes=3, head=head or UNet)
 

@@ -20,9 +20,7 @@ class NewPlugin(DenseHead):
         channels: Width that every level is projected to.
     """
 
-    def __init__(
-        self, levels: tuple[Level, ...], prefix_tokens: int, outputs: int, *, channels: int = 64
-    ) -> None:
+    def __init__(self, levels: tuple[Level, ...], prefix_tokens: int, outputs: int, *, channels: int = 64) -> None:
         super().__init__()
         self.used = tuple(range(len(levels)))  # which levels `forward` reads
         self.multiple = lcm(*(level.stride for level in levels))  # what padded images must be divisible by
