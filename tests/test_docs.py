@@ -1,7 +1,11 @@
 """Every command, experiment and program in README.md and docs/ is run as written, with fewer steps."""
 
+import multiprocessing
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +17,10 @@ from framework.cli.main import COMMANDS, main
 from tests.folders import write_mask_folder
 
 REPOSITORY = Path(__file__).parents[1]
+GUIDE = REPOSITORY / "docs/write_a_backbone.md"
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--data.repeats", "2"]
+SHORT = ["--trainer.max_epochs=1", "--data.repeats=2"]
+SHORT += [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
 BASE = """
 model: {class_path: Segmentation, init_args: {backbone: {class_path: Timm, init_args: {name: test_resnet}}}}
 data: {class_path: MaskFolder, init_args: {root: my_masks, batch_size: 2, num_workers: 0, crop_size: 64}}
@@ -23,6 +29,16 @@ data: {class_path: MaskFolder, init_args: {root: my_masks, batch_size: 2, num_wo
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def programs(page):
+    """Return the Python programs of a page by file name."""
+    found = {}
+    for program in blocks(page, "python"):
+        name = re.match(r"# (\w+\.py)\n", program)
+        assert name is not None, f"{page.name}: the first line of a program names its file"
+        found[name[1]] = program
+    return found
 
 
 def commands(page):
@@ -38,10 +54,8 @@ def project(tmp_path):
     (tmp_path / "new_images").mkdir()
     Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / "new_images/a.png")
     for page in PAGES:
-        for program in blocks(page, "python"):
-            name = re.match(r"# (\w+\.py)\n", program)
-            assert name is not None, f"{page.name}: the first line of a program names its file"
-            (tmp_path / name[1]).write_text(program)
+        for name, program in programs(page).items() if page != GUIDE else ():
+            (tmp_path / name).write_text(program)
 
 
 def run(command):
@@ -50,23 +64,58 @@ def run(command):
         newest = max(Path("runs/unet_seg").iterdir(), key=lambda path: path.stat().st_mtime).name
         words = [word.replace("/ID/", f"/{newest}/") for word in words]
     short = SHORT if words[0] == "fit" else []
+    words = words[1:] if words[0] == "framework" else words
     assert main([*words, *short]) == 0, command
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page != GUIDE], ids=lambda page: page.name)
 def test_commands_run(page, capsys):
-    known = [command for command in commands(page) if command.split()[0] in COMMANDS]
-    others = {command.split()[0] for command in commands(page)} - set(COMMANDS)
-    assert others <= {"pip", "pytest", "framework"}, "a command that no test runs"
+    known = [command for command in commands(page) if command.split()[0] in {*COMMANDS, "framework"}]
+    others = {command.split()[0] for command in commands(page)} - {*COMMANDS, "framework"}
+    assert others <= {"pip", "pytest"}, "a command that no test runs"
     for command in known:
         if command.startswith(("test", "predict")) and not Path("runs/unet_seg").exists():
             run("fit --config experiments/unet_seg.yaml")
         run(command)
 
 
+def run_alone(command):
+    """Run a command in a process of its own, as a user does: the guide changes a file that it has run before."""
+    process = multiprocessing.get_context("fork").Process(target=run, args=(command,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, command
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_guide_works_from_its_first_line_to_its_last():
+    text = GUIDE.read_text()
+    parts = re.findall(r"^```(console|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for language, block in parts:
+        if language == "python":
+            Path(re.match(r"# (\w+\.py)\n", block)[1]).write_text(block)
+        else:
+            for line in block.splitlines():
+                run_alone(line.removeprefix("$ "))
+    assert Path("schema.json").read_text().count("ShuffleNet")
+    assert 'ShuffleNet = "shuffle_net.backbone:ShuffleNet"' in Path("shuffle_net/pyproject.toml").read_text()
+    assert 'ShuffleNet = "shuffle_net.backbone:ShuffleNet"' in text
+    Path("shuffle_net").rename("package")
+    checked = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "shapes", "test_shuffle_net.py"],
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert "2 passed" in checked.stdout, checked.stdout + checked.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_experiments_are_valid(page, capsys):
     Path("base.yaml").write_text(BASE)
+    for name, program in programs(page).items():
+        Path(name).write_text(program)
     for number, block in enumerate(blocks(page, "yaml")):
         values = yaml.safe_load(block)
         if "backbone" in values:

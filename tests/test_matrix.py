@@ -1,0 +1,118 @@
+"""Every family of backbones under every head of every task: a training step and a prediction.
+
+The whole matrix: `pytest -m matrix`; with `--write-matrix` it also writes docs/matrix.md. A plain run takes a sample,
+and checks that the page has every family and head.
+"""
+
+import re
+from functools import partial
+from math import lcm
+from pathlib import Path
+
+import pytest
+
+from framework.conformance.training import build_task, heads_by_task, predict_once, train_once
+from framework.registry import advertised
+from plugins.dinov2 import DINOv2
+from plugins.huggingface import HuggingFace
+from plugins.timm import Timm
+from plugins.torchvision import TorchVision
+
+PAGE = Path(__file__).parents[1] / "docs/matrix.md"
+TIMM = {
+    "ResNet": "resnet18",
+    "EfficientNet-Lite": "tf_efficientnet_lite0",
+    "MobileNetV3": "mobilenetv3_small_100",
+    "ConvNeXt": "convnext_atto",
+    "Swin": "swin_tiny_patch4_window7_224",
+    "ViT, patch 16": "vit_tiny_patch16_224",
+    "DINOv2 with registers, patch 14": "vit_small_patch14_reg4_dinov2",
+}
+TORCHVISION = {
+    "ResNet": "resnet18",
+    "VGG": "vgg11_bn",
+    "DenseNet": "densenet121",
+    "MobileNetV3": "mobilenet_v3_small",
+    "RegNet": "regnet_y_400mf",
+    "ConvNeXt": "convnext_tiny",
+    "Swin": "swin_t",
+}
+HUGGINGFACE = {
+    "ResNet": ("resnet", {"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 128], "embedding_size": 16}),
+    "ViT": ("vit", {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}),
+    "DINOv2": ("dinov2", {"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4}),
+}
+FAMILIES = {
+    **{f"Timm: {family}": partial(Timm, name) for family, name in TIMM.items()},
+    **{f"TorchVision: {family}": partial(TorchVision, name) for family, name in TORCHVISION.items()},
+    "DINOv2: ViT-S/14": partial(DINOv2, "vits14"),
+    "DINOv2: ViT-S/14 with registers": partial(DINOv2, "vits14_reg"),
+    **{
+        f"HuggingFace: {family}": partial(HuggingFace, name, pretrained=False, config=config)
+        for family, (name, config) in HUGGINGFACE.items()
+    },
+}
+HEADS = [(task.name, head.name) for task, head in heads_by_task()]
+SAMPLE = [  # each family once, each head at least once
+    (family, *HEADS[index % len(HEADS)]) for index, family in enumerate(FAMILIES)
+]
+
+
+def attempt(family, task, head):
+    """Train a step and predict; return what happened at each."""
+    adverts = advertised()
+    built = build_task(adverts[task], adverts[head], FAMILIES[family]())
+    unit = lcm(built.backbone.multiple, *(level.stride for level in built.backbone.levels))
+    side = unit * -(-64 // unit)
+    train_once(built, side, side + unit)
+    predict_once(built, side + 1, side + unit - 3)  # a size that nothing divides: tasks pad
+
+
+@pytest.mark.parametrize(("family", "task", "head"), SAMPLE, ids=lambda value: str(value).replace(" ", "_"))
+def test_a_sample_of_the_matrix(family, task, head):
+    attempt(family, task, head)
+
+
+def test_the_page_has_every_family_and_head():
+    text = PAGE.read_text()
+    assert re.findall(r"^\| (\w+: [^|]+?) \|", text, re.MULTILINE) == list(FAMILIES)
+    assert re.findall(r"^\| family \| (.*) \|$", text, re.MULTILINE) == [" | ".join(head for _, head in HEADS)]
+    assert text.count("| ok ") == len(FAMILIES) * len(HEADS) - len(re.findall(r"\| no:", text))
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(3600)
+def test_the_whole_matrix(request):
+    rows, failures = [], []
+    for family in FAMILIES:
+        cells = []
+        for task, head in HEADS:
+            try:
+                attempt(family, task, head)
+                cells.append("ok")
+            except Exception as error:
+                cells.append(f"no: {str(error).splitlines()[0][:60]}")
+                failures.append(f"{family} under {head} ({task}): {error}")
+        rows.append(f"| {family} | {' | '.join(cells)} |")
+    if request.config.getoption("--write-matrix"):
+        PAGE.write_text(page(rows))
+    assert not failures, "\n".join(failures)
+
+
+def page(rows):
+    """Write the page that docs/ shows."""
+    tasks = ", ".join(dict.fromkeys(task for task, _ in HEADS))
+    return "\n".join(
+        [
+            "# Backbones under heads",
+            "",
+            f"Made by `pytest -m matrix --write-matrix`: every family under every head ({tasks}), a training step",
+            "whose loss and gradients are finite and reach head and backbone, then predictions at a size that nothing",
+            "divides. `ok`: both worked. `framework plugins check NAME` tries any other backbone under every head.",
+            "",
+            f"| family | {' | '.join(head for _, head in HEADS)} |",
+            f"|---|{'---|' * len(HEADS)}",
+            *rows,
+            "",
+        ]
+    )
