@@ -150,7 +150,7 @@ def _parse(file: Path) -> ast.Module:
     try:
         return _parse_version(file, file.stat().st_mtime_ns)
     except SyntaxError as error:
-        raise SourceError(f"{file}:{error.lineno}: {error.msg}") from None
+        raise SourceError(f"{file}:{error.lineno or 1}: {error.msg}") from None
     except (OSError, ValueError) as error:
         raise SourceError(f"{file} cannot be read: {error}") from None
 

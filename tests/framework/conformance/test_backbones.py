@@ -14,6 +14,8 @@ from framework.conformance.check import Maker, demand
 from framework.conformance.training import heads_by_task
 from framework.errors import ConfigError
 from framework.registry import Advert
+from plugins.dinov2 import DINOv2
+from plugins.huggingface import HuggingFace
 from plugins.timm import Timm
 from plugins.torchvision import TorchVision
 from tests.framework.conformance.wrong_backbones import MISTAKES, LooksAtValues, WrongStride
@@ -25,6 +27,20 @@ REAL = {
     "timm test_convnext": partial(Timm, "test_convnext"),
     "timm swin": partial(Timm, "swin_tiny_patch4_window7_224"),
     "timm dinov2": partial(Timm, "vit_small_patch14_reg4_dinov2"),
+    "dinov2 vits14": partial(DINOv2, "vits14", layers=[0, 1]),
+    "dinov2 vits14_reg": partial(DINOv2, "vits14_reg", layers=[1]),
+    "huggingface resnet": partial(
+        HuggingFace,
+        "resnet",
+        pretrained=False,
+        config={"depths": [1, 1, 1, 1], "hidden_sizes": [16, 32, 64, 128], "embedding_size": 16},
+    ),
+    "huggingface vit": partial(
+        HuggingFace,
+        "vit",
+        pretrained=False,
+        config={"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
+    ),
     "torchvision resnet18": partial(TorchVision, "resnet18"),
     "torchvision densenet121": partial(TorchVision, "densenet121"),
     "torchvision mobilenet_v3_small": partial(TorchVision, "mobilenet_v3_small"),
