@@ -89,7 +89,8 @@ def join_tables(parts: Sequence[Path], path: Path) -> None:
     with ExitStack() as stack:
         tables = [csv.reader(stack.enter_context(part.open(newline="", encoding="utf-8"))) for part in parts]
         writer = csv.writer(stack.enter_context(path.open("w", newline="", encoding="utf-8")))
-        writer.writerow([next(table) for table in tables][0])
+        header, *_ = [next(table) for table in tables]
+        writer.writerow(header)
         for turn in zip_longest(*tables):
             writer.writerows(record for record in turn if record is not None)
     for part in parts:

@@ -513,6 +513,7 @@ def _norm(net: Any, plan: Plan, depth: int) -> str:
     return owner if is_norm and plan.taps[-1].is_last else ""
 
 
+@torch.enable_grad()
 def _normed(net: Any, plan: Plan) -> int:
     """Return which state has gone through the final norm inside the network, or -1."""
     if not plan.norm:
@@ -570,6 +571,7 @@ def _drop_unused(net: Any, plan: Plan) -> set[str]:
     return unused
 
 
+@torch.enable_grad()
 def _without_gradient(net: Any, plan: Plan) -> set[str]:
     """Return the names of the parameters that get no gradient from any level."""
     net.zero_grad()
@@ -769,12 +771,12 @@ def _statistics(folder: Path | None) -> tuple[list[float], list[float], bool]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         entries = entries.get("image_processor", entries)
         is_normalised = entries.get("do_normalize", "image_mean" in entries)
-        mean, std = (entries["image_mean"], entries["image_std"]) if is_normalised else ([0.0], [1.0])
+        mean, std = (entries["image_mean"], entries["image_std"]) if is_normalised else ([0.0] * 3, [1.0] * 3)
+        again = entries["image_std"] if entries.get("include_top") else [1.0] * len(std)  # of EfficientNet
         scale = 255 * ((entries.get("rescale_factor") or 1 / 255) if entries.get("do_rescale", True) else 1)
         shift = 1.0 if entries.get("rescale_offset") else 0.0
         mean = [(float(x) + shift) / scale for x in mean]
-        # EfficientNet's processor divides by std twice.
-        std = [float(x) ** (2 if is_normalised and entries.get("include_top") else 1) / scale for x in std]
+        std = [float(x) * float(y) / scale for x, y in zip(std, again, strict=True)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} is damaged, or gives no image_mean and image_std: {error!r}") from error
     return mean, std, bool(entries.get("do_flip_channel_order"))

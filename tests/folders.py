@@ -25,3 +25,22 @@ def write_mask_folder(root: Path, classes=3, counts=(4, 2, 2), size=(48, 56), si
             number += 1
     (root / "classes.txt").write_text("\n".join(names or [f"class {index}" for index in range(classes)]) + "\n")
     return root
+
+
+def write_image_folder(
+    root: Path, counts=(6, 3, 3), classes=("blue", "green", "red"), size=(40, 48), mode="RGB"
+) -> Path:
+    """Images whose colour, or brightness, gives the class away, in `root/SPLIT/CLASS/`; one count: in `root/CLASS/`."""
+    rng = np.random.default_rng(0)
+    depth = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
+    splits = ("train", "val", "test") if len(counts) > 1 else ("",)
+    for split, count in zip(splits, counts, strict=True):
+        for label, name in enumerate(classes if count else ()):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.normal(90, 20, (*size, depth))
+                pixels[..., -1 - label % depth if depth > 1 else 0] += 80 if depth > 1 else 60 * label
+                picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode)
+                picture.save(folder / f"{split}{number:03d}.png")
+    return root

@@ -32,6 +32,7 @@ from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRe
 from framework.tasks.base import Task, knows_fused, total_steps
 from framework.tracking.pictures import Pictures
 
+HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "score")  # what is printed at the end
 OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 TOP_KEYS = frozenset(
     {"seed_everything", "trainer", "model", "data", "run", "plugins", "ckpt_path", "weights_only", "verbose"}
@@ -249,7 +250,7 @@ class ExperimentCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         for name, value in self.record.final.items():
-            if name.split("/")[1] in ("miou", "iou", "score") and value is not None:
+            if name.split("/")[1] in HEADLINES and value is not None:
                 print(f"{name:24} {value:.4f}")
         where = {
             "checkpoints": "checkpoints",

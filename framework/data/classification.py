@@ -128,7 +128,8 @@ class ClassificationData(VisionData):
     @property
     def at_least(self) -> int:
         """Shorter side, in pixels, below which an image would have to be enlarged for one of the crops."""
-        return self.resize or ceil(max(self.image_size) / min(self.eval_crop, sqrt(self.crop_area[0] / ASPECT)))
+        needed: int = ceil(max(self.image_size) / min(self.eval_crop, sqrt(self.crop_area[0] / ASPECT)))
+        return self.resize or needed
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without a class."""

@@ -114,7 +114,7 @@ class Classification(Task):
         everything = self.predict_logits(batch)
         logits, label = unpadded(batch, everything), unpadded(batch, batch["label"])
         if len(label):
-            each = [self.compute_loss(*one) for one in zip(logits.split(1), label.split(1), strict=True)]
+            each = [self.compute_loss(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
             metrics.update(logits, label, torch.stack(each))
         return {"probabilities": everything.softmax(1)}
 
@@ -150,8 +150,10 @@ class Classification(Task):
         picture = to_rgb(batch["image"][row, :, :height, :width])
         probability, predicted = outputs["probabilities"][row].max(0)
         label = int(batch["label"][row])
-        frame = np.full((height + 6, width + 6, 3), RIGHT if int(predicted) == label else WRONG, np.uint8)
-        frame[3:-3, 3:-3] = picture
+        border = max(1, min(height, width) // 32)
+        frame = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
+        frame[:] = RIGHT if int(predicted) == label else WRONG
+        frame[border:-border, border:-border] = picture
         said = f"{self.class_names[int(predicted)]} {100 * float(probability):.0f} %"
         return Row(f"{self.class_names[label]}, predicted {said} · {batch['id'][row]}", [("input", frame)])
 

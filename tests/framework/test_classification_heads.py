@@ -19,7 +19,7 @@ def features_of(levels, prefix_tokens):
 
 
 def pooled(features, tokens, means):
-    """What stands for each image, in NumPy: the first token of some levels, the mean over rows and columns of others."""
+    """What stands for each image, in NumPy: the first token of some levels, the mean over the cells of others."""
     parts = [features.prefix[i].numpy()[:, 0] for i in tokens]
     parts += [features.maps[i].numpy().reshape(2, features.maps[i].shape[1], -1).mean(2) for i in means]
     return np.concatenate(parts, axis=1)
