@@ -215,7 +215,7 @@ def _from_hub(name: str, pretrained: bool) -> Path:
                 "For a private one, run `hf auth login`"
             ) from error
         except Exception as error:  # of the hub, of HTTP, of the network, of the disk
-            raise WeightsError(_no_model(name, offline or _first(error))) from error
+            raise WeightsError(_no_model(name, offline or _line(error))) from error
         if not pretrained or any(path for pattern in files for path in folder.glob(pattern)):
             break
     if offline and pretrained and not any((folder / file).is_file() for file in PROCESSORS):
@@ -271,9 +271,7 @@ def _settings(name: str, folder: Path | None, changes: Mapping[str, Any], drop_p
         else:
             settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of JSON, of an unknown model type, of a field's type
-        raise ConfigError(
-            f"{folder or name}: transformers {version} cannot read its config: {_first(error)}"
-        ) from error
+        raise ConfigError(f"{folder or name}: transformers {version} cannot read its config: {_line(error)}") from error
     tower = getattr(settings, "vision_config", None)
     settings = tower if isinstance(tower, PretrainedConfig) else settings
     same = SAME_NETWORK.get(settings.model_type)
@@ -303,7 +301,7 @@ def _rebuilt(name: str, settings: Any, kind: Any, changes: Mapping[str, Any]) ->
     try:
         return kind(**{**kept, **changes})
     except Exception as error:  # configs check their fields each in their own way
-        raise ConfigError(f"config of {name}: {_first(error)}") from error
+        raise ConfigError(f"config of {name}: {_line(error)}") from error
 
 
 def _plan(settings: Any) -> Plan:
@@ -351,7 +349,7 @@ def _measure(kind: Any, settings: Any) -> Plan:
                 small = _run(outline, options, channels, 2 * unit, 3 * unit)
                 taps = tuple(_read(small, _run(outline, options, channels, 3 * unit, 5 * unit), unit))
             except Exception as error:  # models refuse sizes in every way there is
-                problem = problem or ("" if "interpolate_pos_encoding" in str(error) else _first(error))
+                problem = problem or ("" if "interpolate_pos_encoding" in str(error) else _line(error))
                 continue
             return Plan(kind, settings, options, channels, unit, taps)
     raise ConfigError(_unfit(settings, f"it does not take images of any size: {problem}"))
@@ -367,7 +365,7 @@ def _with_all_stages(kind: Any, settings: Any) -> tuple[Any, Any]:
                 settings.out_indices = list(range(first, len(settings.stage_names)))
             return settings, _outline(kind, settings)
         except Exception as error:
-            problem = problem or _first(error)
+            problem = problem or _line(error)
     raise ConfigError(_unfit(settings, problem))
 
 
@@ -561,7 +559,7 @@ def _drop_unused(net: Any, plan: Plan) -> set[str]:
         left = _without_gradient(net, plan)
     except Exception as error:  # what a network raises that misses a part
         raise ConfigError(
-            f"transformers' {plan.settings.model_type} cannot do without layers that no level uses ({_first(error)}): "
+            f"transformers' {plan.settings.model_type} cannot do without layers that no level uses ({_line(error)}): "
             f"leave out_indices out, or use {INSTEAD}"
         ) from error
     if left:
@@ -693,13 +691,14 @@ def _load(plan: Plan, folder: Path, unused: set[str]) -> Any:
         with _quiet():
             net, report = plan.kind.from_pretrained(folder, config=deepcopy(plan.settings), **options)
     except Exception as error:  # of safetensors, of an unpickler that refuses code, of a missing file
-        raise WeightsError(f"{folder}: its weights cannot be read: {_first(error)}") from error
+        raise WeightsError(f"{folder}: its weights cannot be read: {_line(error)}") from error
     _cut(net, unused)
     own = set(net.state_dict())
     missing = [key for key in sorted(own & {*report["missing_keys"]} - _added(own, plan)) if not key.endswith(COUNTER)]
-    unequal = [
-        f"{key} is {tuple(was)}, wanted {tuple(want)}" for key, was, want in report["mismatched_keys"] if key in own
-    ]
+    shapes = dict(
+        (entry, "") if isinstance(entry, str) else (entry[0], entry[1:]) for entry in report["mismatched_keys"]
+    )
+    unequal = [f"{key} {', wanted '.join(str(tuple(x)) for x in shapes[key])}".rstrip() for key in shapes if key in own]
     problems = [
         f"  {len(entries)} of {len(own)} {what}: {', '.join(entries[:3])}{', ...' if len(entries) > 3 else ''}"
         for what, entries in (("keys missing", missing), ("of another shape", unequal))
@@ -782,9 +781,10 @@ def _statistics(folder: Path | None) -> tuple[list[float], list[float], bool]:
     return mean, std, bool(entries.get("do_flip_channel_order"))
 
 
-def _first(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), "")[:200] or repr(error)
+def _line(error: Exception) -> str:
+    """Return what an error says on one line, or the beginning of it."""
+    text = " ".join(str(error).split()) or repr(error)
+    return text if len(text) <= 240 else f"{text[:240]} ..."
 
 
 def _unfit(settings: Any, why: str) -> str:

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import socket
 from functools import cache
 from math import ceil
@@ -16,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoBackbone, AutoModel
+from transformers import AutoModel
 
 from framework.backbone import IMAGENET_MEAN, IMAGENET_STD, Features
 from framework.errors import ConfigError, WeightsError
@@ -79,6 +80,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return save
 
 
+@pytest.fixture(scope="session")
+def loaded(folder: Any) -> Any:
+    """Return the plugin over a saved model, built once; whoever changes it, copies it."""
+    return cache(lambda name: HuggingFace(str(folder(name))).eval())
+
+
+@cache
+def built(name: str) -> HuggingFace:
+    """Build a random model once; whoever changes it, copies it."""
+    return HuggingFace(name, pretrained=False, config=CONFIGS[name]).eval()
+
+
 def changed(source: Path, target: Path, drop: str = "", **fields: Any) -> Path:
     """Copy a folder without the weights whose names contain `drop`, and with other fields in its config."""
     target.mkdir()
@@ -107,7 +120,7 @@ def sizes(backbone: HuggingFace) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("name", list(FACTS))
 class TestEveryFamily:
     def test_levels_are_as_known_and_as_returned(self, name: str):
-        backbone = HuggingFace(name, pretrained=False, config=CONFIGS[name]).eval()
+        backbone = built(name)
         _, strides, multiple, prefix_tokens, stages, _ = FACTS[name]
         assert [level.stride for level in backbone.levels] == strides
         assert (backbone.multiple, backbone.prefix_tokens, len(backbone.stages())) == (multiple, prefix_tokens, stages)
@@ -120,17 +133,17 @@ class TestEveryFamily:
             assert [tuple(x.shape) for x in prefix] == tokens
 
     def test_every_parameter_is_in_one_stage_and_gets_a_gradient(self, name: str):
-        backbone = HuggingFace(name, pretrained=False, config=CONFIGS[name])
+        backbone = copy.deepcopy(built(name)).train()
         flat = [id(parameter) for stage in backbone.stages() for parameter in stage]
         assert sorted(flat) == sorted(id(parameter) for parameter in backbone.parameters())
         maps, prefix = backbone(torch.rand(2, 3, *sizes(backbone)[0]))
         sum(x.square().sum() for x in [*maps, *prefix]).backward()
         assert not [key for key, parameter in backbone.named_parameters() if parameter.grad is None]
 
-    def test_every_tensor_is_of_the_file(self, name: str, folder: Any):
+    def test_every_tensor_is_of_the_file(self, name: str, folder: Any, loaded: Any):
         theirs = list(load_file(folder(name) / "model.safetensors").values())
         new = ("norms", COUNTER := "num_batches_tracked")  # that the library's backbone adds, and that count nothing
-        backbone = HuggingFace(str(folder(name)))
+        backbone = loaded(name)
         mine = {key: x for key, x in backbone.net.state_dict().items() if not any(part in key for part in new)}
         assert len(mine) > 40
         assert not [key for key, x in mine.items() if not any(x.shape == y.shape and torch.equal(x, y) for y in theirs)]
@@ -138,10 +151,10 @@ class TestEveryFamily:
         assert all(bool((x == x.flatten()[0]).all()) for x in added)
         assert bool(added) == (name in ("convnext", "swin"))
 
-    def test_survive_state_dict_deepcopy_and_pickle(self, name: str, folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_survive_state_dict_deepcopy_and_pickle(self, name: str, loaded: Any):
+        backbone = loaded(name)
         wanted = features(backbone, sizes(backbone)[0])
-        other = HuggingFace(name, pretrained=False, config=CONFIGS[name]).eval()
+        other = copy.deepcopy(built(name))
         assert not torch.allclose(features(other, sizes(backbone)[0]).maps[-1], wanted.maps[-1])
         other.load_state_dict(backbone.state_dict())
         file = io.BytesIO()
@@ -156,8 +169,8 @@ class TestEveryFamily:
 
 class TestValues:
     @pytest.mark.parametrize("name", PLAIN_ONES)
-    def test_of_a_vit_are_its_hidden_states_after_the_final_norm(self, name: str, folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_of_a_vit_are_its_hidden_states_after_the_final_norm(self, name: str, folder: Any, loaded: Any):
+        backbone = loaded(name)
         patch, count = backbone.multiple, backbone.prefix_tokens
         images = torch.rand(2, 3, 5 * patch, 7 * patch)
         theirs = AutoModel.from_pretrained(folder(name)).eval()
@@ -165,7 +178,8 @@ class TestValues:
         with torch.no_grad():
             maps, prefix = backbone(images)
             output = theirs((images - backbone.mean) / backbone.std, output_hidden_states=True, **options)
-            tokens = [theirs.get_submodule(FACTS[name][5])(output.hidden_states[i]) for i in (1, 2, 3, 5)]
+            norm = next(module for key, module in theirs.named_modules() if key.endswith(FACTS[name][5]))
+            tokens = [norm(output.hidden_states[i]) for i in (1, 2, 3, 5)]
         assert len(output.hidden_states) == 6
         for a, b, x in zip(maps, prefix, tokens, strict=True):
             torch.testing.assert_close(b, x[:, :count])
@@ -174,10 +188,11 @@ class TestValues:
             torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), output.last_hidden_state[:, count:])
 
     @pytest.mark.parametrize("name", ["resnet", "convnext", "swin"])
-    def test_of_a_pyramid_are_the_feature_maps_of_the_library(self, name: str, folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_of_a_pyramid_are_the_feature_maps_of_the_library(self, name: str, folder: Any, loaded: Any):
+        backbone = loaded(name)
         stages = [f"stage{index}" for index in (1, 2, 3, 4)]
-        theirs = AutoBackbone.from_pretrained(folder(name), out_features=stages).eval()
+        kind = getattr(transformers, FACTS[name][0].replace("ForImageClassification", "Backbone"))
+        theirs = kind.from_pretrained(folder(name), out_features=stages).eval()
         images = torch.rand(2, 3, 64, 96)
         with torch.no_grad():
             wanted = theirs((images - backbone.mean) / backbone.std).feature_maps
@@ -185,8 +200,10 @@ class TestValues:
                 torch.testing.assert_close(got, want)
 
     @pytest.mark.parametrize(("name", "states"), [("segformer", [0, 1, 2, 3]), ("mobilenet_v2", [1, 4, 11, 15])])
-    def test_of_others_are_the_last_hidden_states_of_every_stride(self, name: str, states: list[int], folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_of_others_are_the_last_hidden_states_of_every_stride(
+        self, name: str, states: list[int], folder: Any, loaded: Any
+    ):
+        backbone = loaded(name)
         theirs = AutoModel.from_pretrained(folder(name)).eval()
         images = torch.rand(2, 3, 64, 96)
         with torch.no_grad():
@@ -195,8 +212,8 @@ class TestValues:
                 torch.testing.assert_close(got, hidden[index])
 
     @pytest.mark.parametrize("name", ["swin", "vit", "segformer"])
-    def test_do_not_depend_on_what_came_before(self, name: str, folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_do_not_depend_on_what_came_before(self, name: str, loaded: Any):
+        backbone = loaded(name)
         before = features(backbone, (128, 160))
         features(backbone, (32, 32))
         for a, b in zip(features(backbone, (128, 160)).maps, before.maps, strict=True):
@@ -229,18 +246,19 @@ class TestLevelsAskedFor:
     @pytest.mark.parametrize(
         ("name", "indices", "same"), [("resnet", [-4, 2], [0, 2]), ("swin", [1, 3], [1, 3]), ("vit", [2, -1], [2, 3])]
     )
-    def test_are_those_of_the_default(self, name: str, indices: list[int], same: list[int], folder: Any):
-        some, every = HuggingFace(str(folder(name)), out_indices=indices).eval(), HuggingFace(str(folder(name))).eval()
+    def test_are_those_of_the_default(self, name: str, indices: list[int], same: list[int], folder: Any, loaded: Any):
+        some, every = HuggingFace(str(folder(name)), out_indices=indices).eval(), loaded(name)
         assert some.levels == tuple(every.levels[i] for i in same)
         got, wanted = features(some, (64, 96)), features(every, (64, 96))
         for x, i in zip(got.maps, same, strict=True):
             torch.testing.assert_close(x, wanted.maps[i])
 
-    @pytest.mark.parametrize(("name", "cut"), [("resnet", "stages.2"), ("swin", "layers.2"), ("vit", "layers.2")])
-    def test_later_layers_are_cut_off(self, name: str, cut: str, folder: Any):
+    @pytest.mark.parametrize(("name", "cut"), [("resnet", "stages"), ("swin", "layers"), ("vit", "layer")])
+    def test_later_layers_are_cut_off(self, name: str, cut: str, folder: Any, loaded: Any):
         backbone = HuggingFace(str(folder(name)), out_indices=[0, 1])
-        assert not [key for key in backbone.state_dict() if f"{cut}." in key]
-        assert [key for key in HuggingFace(str(folder(name))).state_dict() if f"{cut}." in key]
+        third = re.compile(rf"\b{cut}s?\.2\.")
+        assert not [key for key in backbone.state_dict() if third.search(key)]
+        assert [key for key in loaded(name).state_dict() if third.search(key)]
         sum(x.square().sum() for x in backbone(torch.rand(2, 3, 64, 96)).maps).backward()
         assert not [key for key, parameter in backbone.named_parameters() if parameter.grad is None]
 
@@ -253,33 +271,34 @@ class TestLevelsAskedFor:
 class TestWeights:
     @pytest.mark.parametrize("name", ["resnet", "vit"])
     @pytest.mark.parametrize("channels", [1, 6])
-    def test_for_other_channels_give_the_same_on_equal_channels(self, name: str, channels: int, folder: Any):
+    def test_for_other_channels_give_the_same_on_equal_channels(
+        self, name: str, channels: int, folder: Any, loaded: Any
+    ):
         backbone = HuggingFace(str(folder(name)), in_channels=channels).eval()
         backbone.probe()
         grey = torch.randn(1, 1, 64, 96)
         with torch.no_grad():
-            pair = (backbone, HuggingFace(str(folder(name))).eval())
-            got, wanted = (b.extract(grey.expand(-1, b.in_channels, -1, -1)) for b in pair)
+            got, wanted = (b.extract(grey.expand(-1, b.in_channels, -1, -1)) for b in (backbone, loaded(name)))
         for a, b in zip(got.maps, wanted.maps, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
-    def test_of_half_precision_become_single(self, folder: Any, tmp_path: Path):
+    def test_of_half_precision_become_single(self, loaded: Any, tmp_path: Path):
         model = whole("vit").half()
         model.save_pretrained(tmp_path)
         backbone = HuggingFace(str(tmp_path)).eval()
         assert {x.dtype for x in backbone.state_dict().values()} == {torch.float32}
-        got, wanted = (features(b, (64, 96)).maps[-1] for b in (backbone, HuggingFace(str(folder("vit"))).eval()))
+        got, wanted = (features(b, (64, 96)).maps[-1] for b in (backbone, loaded("vit")))
         torch.testing.assert_close(got, wanted, rtol=0.01, atol=0.02)
 
-    def test_of_another_depth_are_those_of_the_first_layers(self, folder: Any):
+    def test_of_another_depth_are_those_of_the_first_layers(self, folder: Any, loaded: Any):
         short = HuggingFace(str(folder("vit")), config={"num_hidden_layers": 2}).eval()
-        wanted = features(HuggingFace(str(folder("vit"))).eval(), (64, 64))
+        wanted = features(loaded("vit"), (64, 64))
         torch.testing.assert_close(features(short, (64, 64)).maps, wanted.maps[:2])
 
-    def test_in_a_file_of_torch(self, folder: Any, tmp_path: Path):
+    def test_in_a_file_of_torch(self, folder: Any, loaded: Any, tmp_path: Path):
         (tmp_path / "config.json").write_text((folder("resnet") / "config.json").read_text())
         torch.save(load_file(folder("resnet") / "model.safetensors"), tmp_path / "pytorch_model.bin")
-        got, wanted = (features(HuggingFace(str(x)).eval(), (64, 64)) for x in (tmp_path, folder("resnet")))
+        got, wanted = (features(x, (64, 64)) for x in (HuggingFace(str(tmp_path)).eval(), loaded("resnet")))
         torch.testing.assert_close(got.maps, wanted.maps)
 
     def test_that_would_run_code_are_refused(self, folder: Any, tmp_path: Path):
@@ -308,10 +327,11 @@ class TestWeights:
 
     def test_of_another_shape_or_model_are_refused(self, folder: Any, tmp_path: Path):
         wide = changed(folder("vit"), tmp_path / "wide", intermediate_size=64)
-        with pytest.raises(WeightsError, match=r"of another shape: .* is \(48,\), wanted \(64,\)"):
+        shapes = r" \(48,.*, wanted \(64," if transformers.__version__ >= "5" else ","  # which version 4 does not say
+        with pytest.raises(WeightsError, match=rf"of another shape: .*(intermediate|mlp)\S*{shapes}"):
             HuggingFace(str(wide))
         (tmp_path / "wide/config.json").write_text((folder("resnet") / "config.json").read_text())
-        with pytest.raises(WeightsError, match=r"does not fit ResNetBackbone:\n  84 of 84 keys missing") as caught:
+        with pytest.raises(WeightsError, match=r"does not fit ResNetBackbone:\n  70 of 84 keys missing") as caught:
             HuggingFace(str(wide))
         assert len(str(caught.value).splitlines()) <= 10
 
@@ -327,12 +347,11 @@ class TestWeights:
 
 
 class TestStatistics:
-    def test_are_imagenets_without_a_file(self, folder: Any):
-        backbone = HuggingFace(str(folder("vit")))
+    def test_are_imagenets_without_a_file(self, loaded: Any):
+        backbone = loaded("vit")
         torch.testing.assert_close(backbone.mean.flatten(), torch.tensor(IMAGENET_MEAN))
         torch.testing.assert_close(backbone.std.flatten(), torch.tensor(IMAGENET_STD))
 
-    @pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
     @pytest.mark.parametrize("kind", ["ViTImageProcessor", "CLIPImageProcessor", "EfficientNetImageProcessor"])
     @pytest.mark.parametrize(
         "fields",
@@ -345,31 +364,31 @@ class TestStatistics:
         ],
     )
     def test_do_to_an_image_what_the_models_processor_does(
-        self, kind: str, fields: dict[str, Any], file: str, folder: Any, tmp_path: Path
+        self, kind: str, fields: dict[str, Any], folder: Any, tmp_path: Path
     ):
         processor = getattr(transformers, kind)(do_resize=False, do_center_crop=False, **fields)
         image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
         wanted = processor(image, return_tensors="pt")["pixel_values"][0]
-        entries = json.loads(processor.to_json_string())
-        path = changed(folder("resnet"), tmp_path / "model")
-        (path / file).write_text(json.dumps({"image_processor": entries} if file.startswith("processor") else entries))
-        backbone = HuggingFace(str(path))
+        (tmp_path / "config.json").write_text((folder("resnet") / "config.json").read_text())
+        processor.save_pretrained(tmp_path)
+        backbone = HuggingFace(str(tmp_path), pretrained=False)
         torch.testing.assert_close((image / 255 - backbone.mean) / backbone.std, wanted.float())
 
-    def test_of_a_model_of_blue_green_and_red(self, folder: Any, tmp_path: Path):
+    def test_of_a_model_of_blue_green_and_red(self, folder: Any, loaded: Any, tmp_path: Path):
         path = changed(folder("resnet"), tmp_path / "model")
-        (path / "preprocessor_config.json").write_text(json.dumps({"do_flip_channel_order": True}))
-        backbone, plain = HuggingFace(str(path)).eval(), HuggingFace(str(folder("resnet"))).eval()
+        entries = {"image_processor": {"do_flip_channel_order": True}}  # as beside a tokenizer
+        (path / "processor_config.json").write_text(json.dumps(entries))
+        backbone, plain = HuggingFace(str(path)).eval(), loaded("resnet")
         images = torch.rand(1, 3, 64, 64)
         with torch.no_grad():
-            torch.testing.assert_close(backbone(images).maps, plain.extract(images.flip(1)).maps)
+            torch.testing.assert_close(backbone(images).maps, plain.extract(images.flip(1)).maps, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"image_mean": [0.5, 0.5, 0.5]}', '{"do_normalize": true}'])
     def test_that_are_damaged_are_refused(self, text: str, folder: Any, tmp_path: Path):
-        path = changed(folder("resnet"), tmp_path / "model")
-        (path / "preprocessor_config.json").write_text(text)
+        (tmp_path / "config.json").write_text((folder("resnet") / "config.json").read_text())
+        (tmp_path / "preprocessor_config.json").write_text(text)
         with pytest.raises(WeightsError, match=r"preprocessor_config.json is damaged"):
-            HuggingFace(str(path))
+            HuggingFace(str(tmp_path), pretrained=False)
 
 
 class TestHub:
@@ -383,7 +402,7 @@ class TestHub:
         (root / "snapshots").mkdir()
         return changed(folder("vit"), root / "snapshots" / commit)
 
-    def test_a_cached_model_needs_no_network(self, cached: Path, folder: Any, monkeypatch: pytest.MonkeyPatch):
+    def test_a_cached_model_needs_no_network(self, cached: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch):
         def refuse(*_: object, **__: object) -> None:
             raise AssertionError("the network was asked")
 
@@ -392,8 +411,7 @@ class TestHub:
         monkeypatch.setattr(socket.socket, "connect", refuse)
         backbone = HuggingFace("someone/vit").eval()
         assert backbone.mean.flatten().tolist() == [0.5] * 3
-        for local in (backbone, HuggingFace(str(folder("vit")))):
-            assert torch.equal(local.net.embeddings.cls_token, backbone.net.embeddings.cls_token)
+        assert all(map(torch.equal, backbone.parameters(), loaded("vit").parameters()))
 
     def test_a_cached_model_without_mean_and_std_is_refused(self, cached: Path):
         with pytest.raises(WeightsError, match=r"hf download someone/vit preprocessor_config\.json") as caught:
@@ -438,18 +456,22 @@ class TestRefusals:
             ({"name": "resnet"}, "resnet is an architecture, without weights: set pretrained: false"),
             ({"name": "vit", "config": {"hiden_size": 8}}, "vit has no field hiden_size; did you mean 'hidden_size'"),
             ({"name": "vit", "config": {"num_channels": 1}}, "num_channels of vit is set by the argument in_channels"),
-            ({"name": "vit", "config": {"hidden_size": "many"}}, "config of vit: "),
+            ({"name": "vit", "config": {"hidden_size": "many"}}, r"\bvit\b.*str"),
             ({"name": "resnet", "drop_path": 0.1}, "resnet has no stochastic depth"),
             ({"name": "swin", "drop_path": 1.0}, r"rate in \[0, 1\)"),
             ({"name": "bert"}, "bert cannot be a backbone: it is no vision model\n  use .*Timm"),
-            ({"name": "detr"}, "detr cannot be a backbone: it is a whole detector"),
+            ({"name": "upernet"}, "upernet cannot be a backbone: it is a whole detector or segmenter"),
             ({"name": "timm_wrapper"}, "use the plugin Timm"),
             ({"name": "levit"}, "levit cannot be a backbone: it does not take images of any size: (.|\n)*Timm"),
             (
                 {"name": "yolos", "config": {**PLAIN, **MLP, "image_size": [64, 64]}},
                 "see no image, and not all of them",
             ),
-            ({"name": "radio", "config": PLAIN, "in_channels": 1}, "radio takes images of 3 channels only"),
+            pytest.param(
+                {"name": "radio", "config": PLAIN, "in_channels": 1},
+                "radio takes images of 3 channels only",
+                marks=pytest.mark.skipif("radio" not in transformers.CONFIG_MAPPING, reason="new in version 5"),
+            ),
         ],
     )
     def test_say_why_and_what_to_do(self, settings: dict[str, Any], message: str):
@@ -476,13 +498,13 @@ class TestRefusals:
 
     def test_of_sizes(self):
         with pytest.raises(ValueError, match="divisible by 16, got 64x100"):
-            HuggingFace("vit", pretrained=False, config=CONFIGS["vit"])(torch.rand(1, 3, 64, 100))
+            built("vit")(torch.rand(1, 3, 64, 100))
 
 
 class TestUse:
     @pytest.mark.parametrize("name", ["swin", "vit", "convnext"])
-    def test_exports_and_runs_in_half_precision_and_channels_last(self, name: str, folder: Any):
-        backbone = HuggingFace(str(folder(name))).eval()
+    def test_exports_and_runs_in_half_precision_and_channels_last(self, name: str, loaded: Any):
+        backbone = copy.deepcopy(loaded(name))
         images = torch.rand(2, 3, 64, 96)
         with torch.no_grad():
             wanted = backbone(images)
@@ -500,7 +522,7 @@ class TestUse:
     def test_takes_no_memory_on_the_meta_device(self, name: str):
         with torch.device("meta"):
             outline = HuggingFace(name, pretrained=False, config=CONFIGS[name])
-        real = HuggingFace(name, pretrained=False, config=CONFIGS[name])
+        real = built(name)
         assert all(x.is_meta for x in [*outline.parameters(), *outline.buffers()])
         assert (outline.levels, outline.multiple) == (real.levels, real.multiple)
         assert outline.state_dict().keys() == real.state_dict().keys()
@@ -512,18 +534,18 @@ class TestUse:
             assert not torch.equal(backbone(images).maps[-1], backbone(images).maps[-1])
             backbone.eval()
             assert torch.equal(backbone(images).maps[-1], backbone(images).maps[-1])
-            off = HuggingFace("swin", pretrained=False, config=CONFIGS["swin"])  # the library's own default is 0.1
+            off = copy.deepcopy(built("swin")).train()  # the library's own default is 0.1
             assert torch.equal(off(images).maps[-1], off(images).maps[-1])
 
-    def test_frozen_stages_do_not_change(self, folder: Any):
-        backbone = HuggingFace(str(folder("vit")))
+    def test_frozen_stages_do_not_change(self, loaded: Any):
+        backbone = copy.deepcopy(loaded("vit")).train()
         backbone.freeze(3)  # embeddings and two layers
         before = copy.deepcopy(backbone.state_dict())
         optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1, weight_decay=0.1)
         torch.stack([x.square().mean() for x in backbone(torch.rand(2, 3, 64, 96)).maps]).sum().backward()
         optimizer.step()
         still = {key for key, x in backbone.state_dict().items() if torch.equal(x, before[key])}
-        frozen = {key for key in before if any(f"{part}." in key for part in ("embeddings", "layers.0", "layers.1"))}
+        frozen = {key for key in before if re.search(r"\b(embeddings|layers?\.[01])\.", key)}
         assert still == frozen
         assert len(frozen) == 36
 
@@ -533,7 +555,7 @@ def test_random_filters_for_other_channels_are_independent_and_of_the_usual_size
         backbone = HuggingFace(
             "resnet", pretrained=False, config={**CONFIGS["resnet"], "embedding_size": 64}, in_channels=channels
         )
-        return next(backbone.parameters())
+        return next(backbone.parameters()).detach()
 
     three, six = filters(3), filters(6)
     assert six.shape[1] == 6
