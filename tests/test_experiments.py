@@ -70,3 +70,9 @@ def test_dinov2_linear_seg(tmp_path):
     for name, value in weights.items():
         if f"backbone.net.{name}" in trained:
             assert torch.equal(trained[f"backbone.net.{name}"], value), name
+
+
+def test_synthetic_classification():
+    options = ["--data.train", "32", "--data.val", "8", "--data.test", "8", "--data.num_workers", "0"]
+    assert short("synthetic_classification.yaml", *options) == 0
+    assert {"val/accuracy", "test/balanced_accuracy", "test/accuracy/sphere"} <= set(figures())
