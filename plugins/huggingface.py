@@ -49,13 +49,13 @@ class Tap(NamedTuple):
         state: Its index among them.
         level: What it is.
         prefix: Tokens before those of the patches.
-        is_last: Whether channels come last: tokens (B, N, C), or maps (B, H, W, C), not (B, C, H, W).
+        channels_last: Whether channels come last: tokens (B, N, C), or maps (B, H, W, C), not (B, C, H, W).
     """
 
     state: int
     level: Level
     prefix: int
-    is_last: bool
+    channels_last: bool
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ def _measure(kind: Any, settings: Any) -> Plan:
                 problem = problem or ("" if "interpolate_pos_encoding" in str(error) else _line(error))
                 continue
             return Plan(kind, settings, options, channels, unit, taps)
-    raise ConfigError(_unfit(settings, f"it does not take images of any size: {problem}"))
+    raise ConfigError(_unfit(settings, f"it does not take images alone, of any size: {problem}"))
 
 
 def _with_all_stages(kind: Any, settings: Any) -> tuple[Any, Any]:
@@ -441,7 +441,7 @@ def _fits(tap: Tap, state: Tensor, height: int, width: int) -> bool:
     rows, columns = -(-height // stride), -(-width // stride)
     if state.ndim == 3:
         return tuple(state.shape[1:]) == (tap.prefix + rows * columns, channels)
-    return tuple(state.shape[1:]) == ((rows, columns, channels) if tap.is_last else (channels, rows, columns))
+    return tuple(state.shape[1:]) == ((rows, columns, channels) if tap.channels_last else (channels, rows, columns))
 
 
 def _choose(plan: Plan, out_indices: list[int] | None) -> tuple[Plan, Any]:
@@ -508,7 +508,7 @@ def _norm(net: Any, plan: Plan, depth: int) -> str:
     owner: str = order[inside[-1] + 1].rpartition(".")[0]
     channels = plan.taps[-1].level.channels
     is_norm = all(tuple(parameter.shape) == (channels,) for parameter in net.get_submodule(owner).parameters())
-    return owner if is_norm and plan.taps[-1].is_last else ""
+    return owner if is_norm and plan.taps[-1].channels_last else ""
 
 
 @torch.enable_grad()
@@ -535,7 +535,7 @@ def _extract(net: Any, plan: Plan, images: Tensor) -> Features:
                 features.prefix.append(prefix)
             rows, columns = (-(-side // tap.level.stride) for side in images.shape[-2:])
             state = state.unflatten(1, (rows, columns))
-        features.maps.append(state.permute(0, 3, 1, 2) if tap.is_last else state)
+        features.maps.append(state.permute(0, 3, 1, 2) if tap.channels_last else state)
     return features
 
 

@@ -462,7 +462,7 @@ class TestRefusals:
             ({"name": "bert"}, "bert cannot be a backbone: it is no vision model\n  use .*Timm"),
             ({"name": "upernet"}, "upernet cannot be a backbone: it is a whole detector or segmenter"),
             ({"name": "timm_wrapper"}, "use the plugin Timm"),
-            ({"name": "levit"}, "levit cannot be a backbone: it does not take images of any size: (.|\n)*Timm"),
+            ({"name": "levit"}, "levit cannot be a backbone: it does not take images alone, of any size: (.|\n)*Timm"),
             (
                 {"name": "yolos", "config": {**PLAIN, **MLP, "image_size": [64, 64]}},
                 "see no image, and not all of them",
@@ -519,13 +519,19 @@ class TestUse:
             assert float((d.float() - a).norm() / a.norm()) < 0.05
 
     @pytest.mark.parametrize("name", ["resnet", "swin", "dinov2_with_registers"])
-    def test_takes_no_memory_on_the_meta_device(self, name: str):
+    def test_takes_no_memory_on_the_meta_device(self, name: str, folder: Any):
         with torch.device("meta"):
-            outline = HuggingFace(name, pretrained=False, config=CONFIGS[name])
+            outlines = HuggingFace(name, pretrained=False, config=CONFIGS[name]), HuggingFace(str(folder(name)))
         real = built(name)
-        assert all(x.is_meta for x in [*outline.parameters(), *outline.buffers()])
-        assert (outline.levels, outline.multiple) == (real.levels, real.multiple)
-        assert outline.state_dict().keys() == real.state_dict().keys()
+        for outline in outlines:
+            assert all(x.is_meta for x in [*outline.parameters(), *outline.buffers()])
+            assert (outline.levels, outline.multiple) == (real.levels, real.multiple)
+            assert outline.state_dict().keys() == real.state_dict().keys()
+
+    def test_is_built_where_no_gradients_are_wanted(self):
+        with torch.no_grad():
+            backbone = HuggingFace("resnet", pretrained=False, config=CONFIGS["resnet"])
+        assert backbone(torch.rand(2, 3, 32, 32)).maps[-1].requires_grad
 
     def test_drop_path_is_on_in_training_only(self):
         backbone = HuggingFace("swin", pretrained=False, config=CONFIGS["swin"], drop_path=0.9)
