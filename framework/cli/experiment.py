@@ -43,7 +43,12 @@ class ExperimentCLI(LightningCLI):
     """Lightning's CLI with any task, any data and any advertised plugin."""
 
     def __init__(
-        self, name: str, layers: Sequence[Layer], plugins: Sequence[Path], started: list[RunFolder], **options: Any
+        self,
+        name: str,
+        layers: Sequence[Layer],
+        plugins: Sequence[Path],
+        started: list["ExperimentCLI"],
+        **options: Any,
     ) -> None:
         self.experiment_name, self.layers, self.plugins = name, layers, plugins
         self.started = started  # told to the caller, who cannot hold this object while it runs
@@ -164,7 +169,7 @@ class ExperimentCLI(LightningCLI):
             for split in ("train", "val"):
                 self.model.try_size(*self.datamodule.example(split)["image"].shape[-2:])
         config = self.plain_config()
-        self.started.append(self.run)
+        self.started.append(self)
         self.run.create(yaml.safe_dump(config, sort_keys=False))
         for logger in self.trainer.loggers:
             if hasattr(logger, "bind"):
@@ -344,24 +349,30 @@ def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: s
     checkpoint = layers[-1].values.get("ckpt_path")
     if checkpoint is not None and checkpoint not in ("best", "last", "hpc"):
         read_checkpoint(Path(str(checkpoint)))
-    started: list[RunFolder] = []
+    started: list[ExperimentCLI] = []
+    code = 1
     try:
         ExperimentCLI(name, layers, plugins, started, args=arguments)
+        code = 0
     except SystemExit as stop:
         if not stop.code:  # --print_config and --help-all
             raise
-        return _stopped(started)
+        code = _stopped(started)
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise
         lines = [line.strip()[:160] for line in str(error).splitlines()[1:4]]
         raise ConfigError(f"--ckpt_path: {checkpoint} holds another network: {' '.join(lines)}") from error
-    return 0
+    finally:
+        for logger in started[0].trainer.loggers if started else ():
+            if hasattr(logger, "close"):
+                logger.close(code)
+    return code
 
 
-def _stopped(started: Sequence[RunFolder]) -> int:
+def _stopped(started: Sequence[ExperimentCLI]) -> int:
     """Say what an interrupted run leaves behind; returns the exit code (Lightning turns Ctrl-C into an exit)."""
-    last = started[0].checkpoints / "last.ckpt" if started else Path()
+    last = started[0].run.checkpoints / "last.ckpt" if started else Path()
     hint = f"; go on with --ckpt_path {last}" if started and last.is_file() else ""
     print(f"stopped{hint}", file=sys.stderr)
     return 130

@@ -3,7 +3,7 @@
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -157,6 +157,20 @@ class WandB(WandbLogger):
         with self._forgiving("log the checkpoints"):
             super().finalize(status)
 
+    @rank_zero_only
+    def close(self, exit_code: int = 0) -> None:
+        """End the run, as finished or as failed; wait no longer than `finish_timeout` for it.
+
+        Without it the run ends with the process. A process that forks while a run is open ends it for both.
+        """
+        if self._experiment is None or not hasattr(self._experiment, "finish"):
+            return
+        run, self._experiment = self._experiment, None
+        with self._forgiving("finish the run"):
+            folder = Path(run.dir).parent
+            if not _within(self._finish_timeout + 5, lambda: run.finish(exit_code)):
+                raise TimeoutError(f"its service does not answer; upload later with: wandb sync {folder}")
+
     def _start(self) -> Any:
         """Start the run as wanted, else offline, else as one that records nothing."""
         import wandb
@@ -170,7 +184,7 @@ class WandB(WandbLogger):
             except Exception as error:
                 self._complain("start", error)
                 with suppress(Exception):
-                    wandb.teardown()  # else the id counts as in use
+                    _within(10, wandb.teardown)  # else the id counts as in use
         self._complained.add("log")  # the warning of the start says it all
         stand_in: Any = DummyLogger().experiment
         stand_in.id = self._id
@@ -181,7 +195,9 @@ class WandB(WandbLogger):
         import wandb
 
         if wandb.run is not None and self._id not in (None, wandb.run.id):
-            wandb.finish()  # else Lightning would log into the run of an earlier training
+            _within(
+                self._finish_timeout + 5, wandb.finish
+            )  # else Lightning would log into the run of an earlier training
         key = None
         if mode == "auto":
             mode = MODES[wandb.setup().settings.mode]  # what the command `wandb offline` left, else online
@@ -296,16 +312,26 @@ def _answers(url: str, timeout: float = 2.0) -> bool:
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    answered: list[bool] = []
+    place = (parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+    with suppress(OSError):
+        return _within(timeout, lambda: socket.create_connection(place, timeout).close())
+    return False
 
-    def connect() -> None:
-        with (
-            suppress(OSError),
-            socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout),
-        ):
-            answered.append(True)
 
-    thread = Thread(target=connect, daemon=True)  # a thread, since resolving a name knows no timeout
+def _within(seconds: float, call: Callable[[], object]) -> bool:
+    """Whether a call that knows no timeout came to its end in time; raises what it raises."""
+    ended: list[Exception | None] = []
+
+    def work() -> None:
+        try:
+            call()
+            ended.append(None)
+        except Exception as error:
+            ended.append(error)
+
+    thread = Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout)
-    return bool(answered)
+    thread.join(seconds)
+    if ended and ended[0] is not None:
+        raise ended[0]
+    return bool(ended)

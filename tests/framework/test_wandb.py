@@ -7,7 +7,7 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from unittest.mock import Mock
 
 import lightning.pytorch as pl
@@ -300,3 +300,24 @@ def test_only_rank_zero_records(tmp_path, monkeypatch):
     logger.log_pictures("pictures", [np.zeros((4, 4, 3), np.uint8)])
     assert not list(tmp_path.rglob("*.wandb"))
     assert logger.version == "run-id"
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_closing_ends_the_run_with_its_exit_code(code, tmp_path):
+    logger = bound(tmp_path)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.close(code)
+    assert wandb.run is None
+    assert read(tmp_path).exit_code == code
+
+
+def test_a_service_that_hangs_at_the_end_costs_no_more_than_the_timeout(tmp_path, monkeypatch, recwarn):
+    logger = bound(tmp_path, finish_timeout=0.1)
+    run, ended, start = logger.experiment, Event(), time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", lambda *_: ended.wait())
+        logger.close()
+        ended.set()
+    assert time.monotonic() - start < 10
+    (complaint,) = complaints(recwarn)
+    assert f"does not answer; upload later with: wandb sync {tmp_path}/wandb/offline-run" in complaint

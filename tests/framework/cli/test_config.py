@@ -71,14 +71,14 @@ def test_building_needs_no_device_of_the_trainer(check, tmp_path):
 
 def test_files_do_not_see_the_plugins_of_each_other(check):
     for folder, word in (("a", "width"), ("b", "breadth")):
-        write(f"{folder}/x.yaml", TIMM, f"{{class_path: Tiny, init_args: {{{word}: 4}}}}")
-        Path(folder, "tiny_net.py").write_text(TINY.replace("width", word))
+        write(f"{folder}/x.yaml", TIMM, f"{{class_path: Petite, init_args: {{{word}: 4}}}}")
+        Path(folder, "petite_net.py").write_text(TINY.replace("class Tiny", "class Petite").replace("width", word))
         with Path(folder, "x.yaml").open("a") as file:
-            file.write("plugins: tiny_net.py\n")
-    write("c.yaml", TIMM, "Tiny")
+            file.write("plugins: petite_net.py\n")
+    write("c.yaml", TIMM, "Petite")
     printed = check("a/x.yaml", "b/x.yaml", "c.yaml", code=2)
     assert printed.out == "a/x.yaml: in order\nb/x.yaml: in order\n"
-    assert printed.err.startswith("error: c.yaml:5: model.backbone: there is no class Tiny")
+    assert printed.err.startswith("error: c.yaml:5: model.backbone: there is no class Petite")
 
 
 def test_plugins_and_trust_are_given_as_to_fit(check):

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 
 from framework.cli.main import main
 from tests.folders import write_mask_folder
 from tests.framework.cli.test_door import EXPERIMENT
+from tests.reference.offline_run import read_offline_run
 
 
 @pytest.fixture
@@ -209,6 +211,15 @@ def test_a_finished_run_has_nothing_to_do(run, capsys):
 def test_without_validation_the_last_checkpoint_is_tested(run):
     folder = run("--trainer.limit_val_batches", "0")
     assert "test/miou" in json.loads((folder / "metrics.json").read_text())
+
+
+def test_the_run_of_wandb_ends_with_the_command(run):
+    folder = run("--trainer.logger", "WandB")
+    assert wandb.run is None
+    wandb.teardown()
+    recorded = read_offline_run(folder)
+    assert recorded.exit_code == 0
+    assert "test/miou" in recorded.history[-1]
 
 
 @pytest.mark.slow
