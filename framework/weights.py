@@ -96,6 +96,24 @@ def load_strictly(
     net.load_state_dict(own)
 
 
+def fit_channels(filters: Tensor, channels: int) -> Tensor:
+    """Give the filters of a first convolution other input channels, so that equal channels give what they gave.
+
+    Args:
+        filters: (outputs, inputs, height, width).
+        channels: Channels of the images. Where there are more than inputs, filters are repeated and their weights
+            shared out among the copies; where there are fewer, those that are too many are added to the others.
+
+    Returns:
+        (outputs, channels, height, width).
+    """
+    inputs = filters.shape[1]
+    if channels <= inputs:
+        return filters[:, :channels] + filters[:, channels:].sum(1, keepdim=True) / channels
+    index = torch.arange(channels) % inputs
+    return filters[:, index] / torch.bincount(index)[index].view(-1, 1, 1)
+
+
 def _read(path: Path) -> Any:
     """Return what the file holds."""
     with path.open("rb") as file:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from framework.errors import WeightsError
-from framework.weights import load_strictly, read_weights
+from framework.weights import fit_channels, load_strictly, read_weights
 
 
 def network(width: int = 4, seed: int = 0) -> nn.Sequential:
@@ -178,3 +178,14 @@ class TestLoading:
         del state["1.num_batches_tracked"]
         load_strictly(net, state, "x.pth")
         assert torch.equal(net[0].weight, state["0.weight"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+def test_fitted_filters_give_the_same_on_equal_channels(channels: int):
+    filters, grey = torch.randn(5, 3, 3, 3), torch.randn(2, 1, 8, 9)
+    fitted = fit_channels(filters, channels)
+    assert fitted.shape == (5, channels, 3, 3)
+    want = nn.functional.conv2d(grey.expand(-1, 3, -1, -1), filters)
+    got = nn.functional.conv2d(grey.expand(-1, channels, -1, -1), fitted)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert channels != 3 or torch.equal(fitted, filters)
