@@ -22,10 +22,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from framework.cli.main import main as framework
-from framework.clock import WarmupCosine
 from framework.data.sample_cells import SampleCells
 from framework.heads.decoders import UNet
 from framework.losses.segmentation import CrossEntropy, Dice, WeightedSum
+from framework.schedules import WarmupCosine
 from framework.tasks.segmentation import Segmentation
 from plugins.timm import Timm
 
