@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,25 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def stages(self) -> list[list[nn.Parameter]]:
         """Split the parameters into stages, input to output, every parameter in exactly one."""
+
+    @classmethod
+    def published(cls, *_: Any, **arguments: Any) -> nn.Module:
+        """Build the whole network as its paper counts it, so mostly with its classifier; optional.
+
+        `framework compare` counts this network, so that its figures can be held against published ones.
+
+        Args:
+            arguments: Those of the constructor. What does not change the architecture, such as `pretrained`, is left
+                out of account.
+
+        Returns:
+            The network at random weights, on the default device, for images (B, C, H, W), float. What it returns is
+            not looked at.
+
+        Raises:
+            NotImplementedError: The plugin does not say; then the backbone alone is counted.
+        """
+        raise NotImplementedError(f"{cls.__name__} does not say what its published network is")
 
     def forward(self, images: Tensor) -> Features:
         """Compute the features of images (B, C, H, W), float in [0, 1].

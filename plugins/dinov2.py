@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,11 @@ class DINOv2(Backbone):
         else:
             self._load(state, source, shape.depth)
 
+    @classmethod
+    def published(cls, *_: Any, variant: Variant = "vits14", in_channels: int = 3, **others: Any) -> nn.Module:
+        """Build all blocks at random weights: Meta publishes, and counts, the network without a classifier."""
+        return cls(variant, layers=1, in_channels=in_channels)
+
     def extract(self, images: Tensor) -> Features:
         """Compute the features of normalised images (B, C, H, W), float."""
         height, width = images.shape[-2] // PATCH, images.shape[-1] // PATCH
@@ -208,7 +213,7 @@ class Block(nn.Module):
         layers = {"fc1": nn.Linear(shape.width, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, shape.width)}
         self.mlp = SwiGLU(shape.width) if shape.gated else nn.Sequential(OrderedDict(layers))
         self.ls2 = LayerScale(shape.width)
-        self.drop_path = drop_path
+        self.drop_prob = drop_path  # as timm's DropPath calls it: under this name a schedule finds it
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute new tokens (B, N, width) from tokens (B, N, width)."""
@@ -217,10 +222,10 @@ class Block(nn.Module):
 
     def _drop(self, x: Tensor) -> Tensor:
         """Leave out what some samples would add, and scale the rest, so that the mean stays."""
-        if not self.training or not self.drop_path:
+        if not self.training or not self.drop_prob:
             return x
-        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
-        return x * keep / (1 - self.drop_path)
+        keep = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_prob
+        return x * keep / (1 - self.drop_prob)
 
 
 class Attention(nn.Module):

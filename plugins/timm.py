@@ -88,6 +88,17 @@ class Timm(Backbone):
         self.norm = _is_plain(net)
         self.net = net
 
+    @classmethod
+    def published(cls, *_: Any, name: str, in_channels: int = 3, **others: Any) -> nn.Module:
+        """Build timm's whole network with its classifier, at random weights.
+
+        Raises:
+            ConfigError: timm has no such model.
+        """
+        _check_choice(name, False, None)
+        net: nn.Module = timm.create_model(name, **_options(name, in_channels, 0.0))
+        return net
+
     def extract(self, images: Tensor) -> Features:
         """Compute the features of normalised images (B, C, H, W), float."""
         return _extract(self.net, images, self.taps, self.norm, self.prefix_tokens)
@@ -223,6 +234,7 @@ def _multiple(net: Any, run: Run, levels: list[Level], unit: int) -> int:
     return unit
 
 
+@torch.enable_grad()
 def _drop_unused(net: Any, run: Run, unit: int) -> list[str]:
     """Drop the parameters that timm's own pruning leaves although no level uses them, and return their names.
 

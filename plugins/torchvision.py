@@ -19,9 +19,12 @@ from framework.weights import load_strictly, read_weights
 HEADS = ("aux1", "aux2", "permute", "avgpool", "flatten", "dropout", "fc", "classifier", "head")
 PADDING = "its unpadded convolutions give maps that are no whole fractions of the image"
 ONE_SIZE = "it takes images of one size only"
+BUILT_WITH = {  # what it takes to build the network that torchvision's documentation counts, quietly
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"init_weights": True},
+}
+PADDED = {"alexnet": "AlexNet", "inception_v3": "InceptionV3"}  # our plugins of the same layers
 UNFIT = {  # why, and the nearest model of the `Timm` plugin
-    "alexnet": (PADDING, "resnet18"),
-    "inception_v3": (PADDING, "xception41"),
     "maxvit_t": (ONE_SIZE, "maxvit_tiny_tf_224"),
     "squeezenet1_0": (PADDING, "mobilenetv3_small_100"),
     "squeezenet1_1": (PADDING, "mobilenetv3_small_100"),
@@ -54,9 +57,12 @@ class TorchVision(Backbone):
     def __init__(
         self, name: str, pretrained: bool = False, weights: str | PathLike[str] | None = None, in_channels: int = 3
     ) -> None:
-        names = list_models(module=torchvision.models)
-        if name not in names:
-            raise ConfigError(f"torchvision {torchvision.__version__} has no model {name}, {suggest(name, names)}")
+        _check_name(name)
+        if name in PADDED:
+            raise ConfigError(
+                f"torchvision's {name} cannot be a backbone: {PADDING}; use {{class_path: {PADDED[name]}}}, which pads "
+                "them, and takes torchvision's weights from a file"
+            )
         if name in UNFIT:
             why, instead = UNFIT[name]
             raise ConfigError(
@@ -88,6 +94,20 @@ class TorchVision(Backbone):
         self.taps = ends[-len(levels) :]
         self.net = net
 
+    @classmethod
+    def published(cls, *_: Any, name: str, in_channels: int = 3, **others: Any) -> nn.Module:
+        """Build torchvision's whole network with its classifier, at random weights.
+
+        Its auxiliary classifiers are there if torchvision counts them, as it does for `inception_v3`.
+
+        Raises:
+            ConfigError: Torchvision has no such model.
+        """
+        _check_name(name)
+        net: nn.Module = get_model(name, **BUILT_WITH.get(name, {}))
+        _widen(net, in_channels)
+        return net
+
     def extract(self, images: Tensor) -> Features:
         """Compute the features of normalised images (B, C, H, W), float."""
         maps = list(_run(self.net, images))
@@ -101,6 +121,17 @@ class TorchVision(Backbone):
             if index in self.ends:
                 stages.append([])
         return [stage for stage in stages if stage]
+
+
+def _check_name(name: str) -> None:
+    """Refuse a name that torchvision does not have.
+
+    Raises:
+        ConfigError: It does not; the message has the nearest.
+    """
+    names = list_models(module=torchvision.models)
+    if name not in names:
+        raise ConfigError(f"torchvision {torchvision.__version__} has no model {name}, {suggest(name, names)}")
 
 
 def _layers(net: Any) -> Iterator[nn.Module]:

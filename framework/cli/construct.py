@@ -35,12 +35,13 @@ def lacking(advert: Advert, words: Sequence[str]) -> list[str]:
     return [argument.name for argument in known if argument.required and argument.name not in given]
 
 
-def maker(advert: Advert, words: Sequence[str]) -> Callable[..., Any]:
+def maker(advert: Advert, words: Sequence[str], by: str | None = None) -> Callable[..., Any]:
     """Return what builds a plugin.
 
     Args:
         advert: The plugin.
         words: Its arguments, as `key=value`.
+        by: The class method that builds it; its constructor by default.
 
     Returns:
         A function that takes what a task gives to such a plugin, and keyword arguments that win over the words.
@@ -55,10 +56,11 @@ def maker(advert: Advert, words: Sequence[str]) -> Callable[..., Any]:
             f"{advert.name} needs {', '.join(missing)}: add {' '.join(f'{key}=VALUE' for key in missing)}"
         )
     options = _typed(advert, given)
+    build = target if by is None else getattr(target, by)
 
     def make(*positional: Any, **overrides: Any) -> Any:
         try:
-            return target(*positional, **{**options, **overrides})
+            return build(*positional, **{**options, **overrides})
         except Exception as error:
             if user_error(error) is not None:
                 raise

@@ -320,3 +320,9 @@ def test_drop_path_is_on_in_training_only():
         assert torch.equal(backbone(images).maps[-1], backbone(images).maps[-1])
     swin = Timm(SWIN)  # timm's own default is 0.1
     assert not [module for module in swin.modules() if getattr(module, "drop_prob", 0)]
+
+
+def test_is_built_without_gradients_as_with_them():
+    with torch.no_grad():
+        inside = Timm("test_vit")
+    assert set(inside.state_dict()) == set(Timm("test_vit").state_dict())

@@ -19,7 +19,8 @@ from torchvision.models import get_model, get_model_weights, list_models
 
 from framework.backbone import Features
 from framework.errors import ConfigError, WeightsError
-from plugins.torchvision import UNFIT, TorchVision
+from framework.registry import advertised
+from plugins.torchvision import PADDED, UNFIT, TorchVision
 
 # Strides, sizes in pixels must be divisible by, and the modules of torchvision's own model that give the levels.
 FACTS: dict[str, tuple[list[int], int, list[str]]] = {
@@ -195,12 +196,18 @@ class TestRefusals:
         assert timm.is_model(UNFIT[name][1])
         assert UNFIT[name][1] in str(caught.value)
 
+    @pytest.mark.parametrize("name", PADDED)
+    def test_name_the_plugin_of_the_same_layers_to_use(self, name: str):
+        with pytest.raises(ConfigError, match=f"{name} cannot be a backbone.*class_path: {PADDED[name]}"):
+            TorchVision(name)
+        assert PADDED[name] in advertised()
+
     def test_all_others_are_taken(self):
         """Build the smallest of every family that no other test builds."""
         for name in ("googlenet", "efficientnet_v2_s"):
             TorchVision(name).probe()
         assert {re.match("[a-z]+", name).group() for name in list_models(module=torchvision.models)} == {
-            re.match("[a-z]+", name).group() for name in [*FACTS, *UNFIT, "googlenet", "resnext", "wide", "squeezenet"]
+            re.match("[a-z]+", name).group() for name in [*FACTS, *PADDED, *UNFIT, "googlenet", "resnext", "wide"]
         }
 
     @pytest.mark.parametrize(
