@@ -7,12 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
-
-from framework.tracking.drawing import overlay, palette, to_rgb
 
 Record = Sequence[tuple[str, Any]]  # (column, value); a list, because a class may be named as another column is
 
@@ -20,8 +16,8 @@ Record = Sequence[tuple[str, Any]]  # (column, value); a list, because a class m
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns.
 
-    A task takes part by having `prediction_images(batch, prediction, row)`, the pictures of one image by file name, or
-    `prediction_record(batch, prediction, row)`, its row of `predictions.csv`.
+    A task says what that is: `prediction_images`, the pictures of one image, or `prediction_record`, its row of
+    `predictions.csv`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,14 +37,15 @@ class PredictionWriter(BasePredictionWriter):
         """Write one batch."""
         self.folder.mkdir(parents=True, exist_ok=True)
         task: Any = pl_module
-        rows = [(row, one) for row, one in enumerate(prediction) if not batch["is_pad"][row]]
-        if hasattr(task, "prediction_record"):
-            records = [task.prediction_record(batch, one, row) for row, one in rows]
-            append_records(self.folder / f"predictions.{trainer.global_rank}.csv", records)
-            return
-        for row, one in rows:
-            for name, picture in mask_images(batch, one, row, task.num_classes).items():
+        records = []
+        for row, one in enumerate(prediction):
+            if batch["is_pad"][row]:
+                continue
+            for name, picture in task.prediction_images(batch, one, row).items():
                 picture.save(self.folder / name)
+            record = task.prediction_record(batch, one, row)
+            records += [record] if record else []
+        append_records(self.folder / f"predictions.{trainer.global_rank}.csv", records)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the tables of all processes."""
@@ -56,18 +53,6 @@ class PredictionWriter(BasePredictionWriter):
         parts = [self.folder / f"predictions.{rank}.csv" for rank in range(trainer.world_size)]
         if trainer.is_global_zero:
             join_tables([part for part in parts if part.exists()], self.folder / "predictions.csv")
-
-
-def mask_images(batch: Any, classes: Any, row: int, num_classes: int) -> dict[str, Image.Image]:
-    """Return `NAME.png`, an index mask with a palette, and `NAME.overlay.jpg`, the mask over its image."""
-    name, (height, width) = batch["id"][row], batch["size"][row]
-    mask, colours = classes.cpu().numpy().astype(np.uint8), palette(num_classes)
-    picture = Image.fromarray(mask, mode="P")
-    picture.putpalette(colours.tobytes())
-    image = Image.fromarray(to_rgb(batch["image"][row, :, :height, :width].cpu()))
-    image = image.resize((mask.shape[1], mask.shape[0]), Image.Resampling.BILINEAR)
-    over = Image.fromarray(overlay(np.asarray(image), mask, colours))
-    return {f"{name}.png": picture, f"{name}.overlay.jpg": over}
 
 
 def append_records(path: Path, records: Sequence[Record]) -> None:

@@ -1,5 +1,6 @@
 """The door: every key and class name of an experiment is checked, with its file and line, before anything is built."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ CLASS_KEYS = {
     "logger": None,
     "schedule": "schedules",
     "inference": "inference",
+    "sampling": "sampling",
     "optimizer": None,
 }
 """Keys whose plain string is a class, and the kind of plugin that it is; None: other libraries have some too."""
@@ -29,6 +31,7 @@ LINKED = {
     ("model", "num_classes"): "the number of classes",
     ("model", "class_names"): "the class names",
     ("model", "ignore_index"): "the ignore index",
+    ("model", "multi_label"): "whether images have several classes",
     ("model", "backbone", "in_channels"): "the number of channels",
     ("data", "seed"): "the seed (seed_everything)",
 }
@@ -60,6 +63,7 @@ class Door:
     ) -> None:
         self.groups, self.adverts, self.trusted = groups, adverts, trusted
         self.classes: dict[Path_, Callable[..., Any]] = {}  # which class stands where, by path without init_args
+        self.written: dict[Path_, str] = {}  # and in which file and line
 
     def check(self, layer: Layer) -> None:
         """Check one layer.
@@ -80,6 +84,27 @@ class Door:
                     self._value(layer, (name, option), (name, option.removesuffix("+")), inner)
             else:
                 self._value(layer, (name,), (base,), value)
+
+    def check_tasks(self) -> None:
+        """Check, after all layers, that the data and what the task is given are made for this task.
+
+        Raises:
+            ConfigError: A class is made for other tasks.
+        """
+        task = self.classes.get(("model",))
+        if task is None:
+            return
+        kin = {kind.__name__ for kind in inspect.getmro(task)} if inspect.isclass(task) else set()
+        for place, found in self.classes.items():
+            served = getattr(found, "tasks", None)
+            left = place[0] == "model" and place[1:] and place[1] not in parameters(task)  # of another task, overlaid
+            if served is not None and kin.isdisjoint(served) and not left:
+                fit = [a.name for a in self.adverts.values() if a.tasks and a.kind == CLASS_KEYS.get(_kind_key(place))]
+                fit = [name for name in fit if not kin.isdisjoint(self.adverts[name].tasks or ())]
+                raise ConfigError(
+                    f"{self.written[place]}: {found.__name__} is for {' and '.join(served)}, not for {task.__name__}"
+                    + (f"; take {', '.join(fit)}" if fit else "")
+                )
 
     def _value(self, layer: Layer, path: Path_, place: Path_, value: Any) -> None:
         if isinstance(value, list):
@@ -119,6 +144,7 @@ class Door:
 
     def _name_class(self, layer: Layer, path: Path_, place: Path_, name: str) -> None:
         where = f"{layer.places.get(path, '.'.join(path))}: {'.'.join(place)}"
+        self.written[place] = where
         if name in self.adverts:
             self.classes[place] = self.adverts[name].load()
         elif "." in name:

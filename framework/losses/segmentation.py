@@ -1,8 +1,9 @@
 """Segmentation losses: pure functions of logits and mask, and the classes that an experiment names.
 
 Everywhere: logits (B, C, H, W), float, unbounded; mask (B, H, W), long, ids in [0, C) or `ignore_index`; the result
-is a scalar without unit. Ignored pixels change neither value nor gradient; without any other pixel both are 0.
-Nothing waits for the device. 16-bit logits are computed with in 32 bits.
+is a scalar without unit. Where a loss takes them (`takes_shares`), the target may instead be shares (B, C, H, W), float
+in [0, 1]: how much of each class there is after mixing. Ignored pixels change neither value nor gradient; without any
+other pixel both are 0. Nothing waits for the device. 16-bit logits are computed with in 32 bits.
 """
 
 from abc import ABC, abstractmethod
@@ -33,16 +34,17 @@ def cross_entropy(
 
     Args:
         logits: (B, C, H, W).
-        mask: (B, H, W).
+        mask: (B, H, W), long, or shares (B, C, H, W), float.
         ignore_index: Id of pixels that do not count.
         class_weights: (C,), not negative.
         label_smoothing: e, in [0, 1).
     """
     logits, class_weights = _widen(logits, class_weights)
+    target = mask.to(logits.dtype) if mask.is_floating_point() else mask
     total = F.cross_entropy(
-        logits, mask, class_weights, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
+        logits, target, class_weights, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
     )
-    return _divide(total, _pixel_weights(mask, ignore_index, class_weights, logits.dtype).sum())
+    return _divide(total, _pixel_weights(target, ignore_index, class_weights, logits.dtype).sum())
 
 
 def focal(
@@ -54,16 +56,25 @@ def focal(
 
     Args:
         logits: (B, C, H, W).
-        mask: (B, H, W).
+        mask: (B, H, W), long, or shares (B, C, H, W), float: then every class counts by its share.
         ignore_index: Id of pixels that do not count.
         gamma: How strongly easy pixels are played down, at least 0.
         class_weights: (C,), not negative; the paper's alpha.
     """
     logits, class_weights = _widen(logits, class_weights)
+    if mask.is_floating_point():
+        return _focal_of_shares(logits, mask.to(logits.dtype), gamma, class_weights)
     surprise = F.cross_entropy(logits, mask, ignore_index=ignore_index, reduction="none")  # -log p, 0 where ignored
     error = _floor(1 - torch.exp(-surprise))  # the slope of x ** gamma is infinite at 0, if gamma is below 1
     weights = _pixel_weights(mask, ignore_index, class_weights, logits.dtype)
     return _divide((weights * error**gamma * surprise).sum(), weights.sum())
+
+
+def _focal_of_shares(logits: Tensor, shares: Tensor, gamma: float, class_weights: Tensor | None) -> Tensor:
+    """Average the focal loss over classes too, each by its share."""
+    log_p = logits.log_softmax(1)
+    weights = shares if class_weights is None else shares * class_weights.view(-1, 1, 1)
+    return _divide(-(weights * _floor(1 - log_p.exp()) ** gamma * log_p).sum(), weights.sum())
 
 
 def dice(logits: Tensor, mask: Tensor, ignore_index: int, smooth: float = 0.0, classes: Classes = "present") -> Tensor:
@@ -141,7 +152,9 @@ def _widen(logits: Tensor, class_weights: Tensor | None = None) -> tuple[Tensor,
 
 
 def _pixel_weights(mask: Tensor, ignore_index: int, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return each pixel's weight (B, H, W): its class's or 1, and 0 if ignored."""
+    """Return each pixel's weight (B, H, W): its class's or 1, and 0 if ignored; of shares, each class's."""
+    if mask.is_floating_point():
+        return mask if class_weights is None else mask * class_weights.view(-1, 1, 1)
     valid = mask != ignore_index
     return valid.to(dtype) if class_weights is None else class_weights[mask.where(valid, 0)] * valid
 
@@ -151,6 +164,15 @@ def _one_hot(mask: Tensor, ignore_index: int, classes: int) -> tuple[Tensor, Ten
     ids = mask[:, None]
     valid = ids != ignore_index
     return (ids == torch.arange(classes, device=mask.device)[:, None, None]) & valid, valid
+
+
+def as_shares(target: Tensor, ignore_index: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring a mask or shares to shares (B, C, H, W) of 32 bits at least, and say what counts (B, 1, H, W), bool."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    if target.is_floating_point():
+        return target.to(dtype), torch.ones_like(target[:, :1], dtype=torch.bool)
+    true, valid = _one_hot(target, ignore_index, logits.shape[1])
+    return true.to(dtype), valid
 
 
 def _average(losses: Tensor, count: Tensor, classes: Classes) -> Tensor:
@@ -170,9 +192,16 @@ def _floor(x: Tensor) -> Tensor:
 
 
 class SegmentationLoss(nn.Module, ABC):
-    """Logits and mask in, a scalar out."""
+    """Logits and mask in, a scalar out.
+
+    Attributes:
+        takes_shares: Whether the target may be shares (B, C, H, W) instead of a mask, as mixing gives them.
+        several_classes: Whether an image or pixel may have several classes: then the loss looks at each by itself.
+    """
 
     tasks: ClassVar[tuple[str, ...]] = ("Segmentation", "Classification")
+    takes_shares: bool = False
+    several_classes: bool = False
 
     @abstractmethod
     def forward(self, logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
@@ -182,7 +211,7 @@ class SegmentationLoss(nn.Module, ABC):
         """Raise a ConfigError if the loss does not fit this number of classes."""
 
 
-class _Weighted(SegmentationLoss):
+class WeightedLoss(SegmentationLoss):
     """A loss with a weight per class."""
 
     class_weights: Tensor | None
@@ -190,7 +219,7 @@ class _Weighted(SegmentationLoss):
     def __init__(self, class_weights: Sequence[float] | None) -> None:
         super().__init__()
         if class_weights is not None:
-            _check_weights("class_weights", class_weights)
+            check_weights("class_weights", class_weights)
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -203,7 +232,7 @@ class _Weighted(SegmentationLoss):
             )
 
 
-class CrossEntropy(_Weighted):
+class CrossEntropy(WeightedLoss):
     """Cross entropy, averaged over pixels.
 
     Args:
@@ -213,6 +242,8 @@ class CrossEntropy(_Weighted):
     Raises:
         ConfigError: A weight is negative, all are 0, or the smoothing is out of range.
     """
+
+    takes_shares = True
 
     def __init__(self, class_weights: list[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__(class_weights)
@@ -225,7 +256,7 @@ class CrossEntropy(_Weighted):
         return cross_entropy(logits, mask, ignore_index, self.class_weights, self.label_smoothing)
 
 
-class Focal(_Weighted):
+class Focal(WeightedLoss):
     """Cross entropy that plays down pixels which are right already.
 
     Args:
@@ -236,9 +267,11 @@ class Focal(_Weighted):
         ConfigError: `gamma` or a weight is negative, or all weights are 0.
     """
 
+    takes_shares = True
+
     def __init__(self, gamma: float = 2.0, class_weights: list[float] | None = None) -> None:
         super().__init__(class_weights)
-        _check_not_negative("gamma", gamma)
+        check_not_negative("gamma", gamma)
         self.gamma = gamma
 
     def forward(self, logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
@@ -259,7 +292,7 @@ class Dice(SegmentationLoss):
 
     def __init__(self, smooth: float = 0.0, classes: Classes = "present") -> None:
         super().__init__()
-        _check_not_negative("smooth", smooth)
+        check_not_negative("smooth", smooth)
         self.smooth = smooth
         self.classes: Classes = classes
 
@@ -304,8 +337,10 @@ class WeightedSum(SegmentationLoss):
         weights = [1.0] * len(losses) if weights is None else weights
         if len(weights) != len(losses):
             raise ConfigError(f"WeightedSum has {len(losses)} losses and {len(weights)} weights: give one per loss")
-        _check_weights("weights", weights)
+        check_weights("weights", weights)
         self.losses = nn.ModuleList(losses)
+        self.takes_shares = all(loss.takes_shares for loss in losses)
+        self.several_classes = all(loss.several_classes for loss in losses)
         self.weights = tuple(weights)
 
     def forward(self, logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
@@ -319,15 +354,15 @@ class WeightedSum(SegmentationLoss):
             loss.check(num_classes)  # type: ignore[operator]  # a ModuleList forgets its members' type
 
 
-def _check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: float) -> None:
     """Raise a ConfigError unless the value is finite and at least 0."""
     if not (isfinite(value) and value >= 0):
         raise ConfigError(f"{name} must be at least 0, got {value}")
 
 
-def _check_weights(name: str, weights: Sequence[float]) -> None:
+def check_weights(name: str, weights: Sequence[float]) -> None:
     """Raise a ConfigError unless weights are finite, at least 0, and one is above 0."""
     for index, weight in enumerate(weights):
-        _check_not_negative(f"{name}[{index}]", weight)
+        check_not_negative(f"{name}[{index}]", weight)
     if not any(weights):
         raise ConfigError(f"{name} needs one weight above 0, got {list(weights)}")

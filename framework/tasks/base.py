@@ -9,14 +9,20 @@ from typing import Any, Literal, Self
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from framework.backbone import Backbone
-from framework.clock import Schedule, WarmupCosine, key
+from framework.clock import key
 from framework.errors import ConfigError, TrainingError
+from framework.regularisation import Regularisation
+from framework.schedules import Courses, Schedule, WarmupCosine
+from framework.tracking.drawing import Picture
+from framework.transfer.ema import take_trained_weights
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
@@ -55,6 +61,7 @@ class Task(LightningModule, ABC):
         self.backbone = backbone
         self.optimizer, self.schedule = optimizer, schedule or WarmupCosine()
         self.backbone_lr_factor, self.channels_last, self.compile_network = backbone_lr_factor, channels_last, compile
+        self._regularisation: Regularisation | None = None  # once the head is there
         try:
             backbone.probe()
             backbone.freeze(freeze)
@@ -76,6 +83,33 @@ class Task(LightningModule, ABC):
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log, for checking what callbacks monitor."""
 
+    def check_data(self, data: Any) -> None:  # most tasks take any data that is made for them
+        """Refuse data whose options contradict those of the task; an override calls this too.
+
+        Args:
+            data: The data module.
+
+        Raises:
+            ConfigError: They do.
+        """
+        plan = getattr(data, "progressive", None)
+        if plan is not None:
+            self.regularisation().check(plan)
+
+    # What people are shown: pictures and tables.
+
+    def charts(self, split: str) -> dict[str, Picture]:
+        """Draw what sums up an evaluated split, `val` or `test`, by name; nothing by default."""
+        return {}
+
+    def prediction_images(self, batch: Batch, prediction: Any, row: int) -> dict[str, Image.Image]:
+        """Return the pictures of one predicted image, by file name; none by default."""
+        return {}
+
+    def prediction_record(self, batch: Batch, prediction: Any, row: int) -> list[tuple[str, Any]]:
+        """Return the row of one predicted image in `predictions.csv`, as (column, value); none by default."""
+        return []
+
     # One static partition of all parameters, from step 0 on.
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -96,14 +130,19 @@ class Task(LightningModule, ABC):
             for name in sorted(groups)
         ]
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over all groups, and the schedule as a pure function of the step."""
-        fused = knows_fused(self.optimizer) and not (self._scales_gradients() and self.trainer.gradient_clip_val)
+    def build_optimizer(self, fused: bool = False) -> Optimizer:
+        """Build the optimizer over all groups, each with its base rate."""
         factory = partial(self.optimizer, **{"fused": True}) if fused else self.optimizer
         optimizer = factory(self.parameter_groups())
         for group in optimizer.param_groups:
             if group["name"].startswith("backbone/"):
                 group["lr"] *= self.backbone_lr_factor
+        return optimizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer over all groups, and the schedule as a pure function of the step."""
+        fused = knows_fused(self.optimizer) and not (self._scales_gradients() and self.trainer.gradient_clip_val)
+        optimizer = self.build_optimizer(fused)
         total = total_steps(self.trainer, getattr(self.trainer, "datamodule", None))
         schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
@@ -133,7 +172,7 @@ class Task(LightningModule, ABC):
         checkpoint["class_names"] = list(self.class_names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose outputs mean something else.
+        """Refuse a checkpoint whose outputs mean something else; train on from weights as trained, not their average.
 
         Raises:
             ConfigError: It was trained for other classes.
@@ -144,6 +183,8 @@ class Task(LightningModule, ABC):
                 f"--ckpt_path: the checkpoint was trained for the classes {', '.join(trained[:8])}, but the data has "
                 f"{', '.join(self.class_names[:8])}: they must be the same, in the same order"
             )
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            take_trained_weights(checkpoint)
 
     def setup(self, stage: str) -> None:
         """Lay out memory and compile, as asked for."""
@@ -167,7 +208,8 @@ class Task(LightningModule, ABC):
             reason = next(iter(str(error).strip().splitlines()), repr(error))
             raise ConfigError(
                 f"{type(self.backbone).__name__} cannot take images of {height}x{width}, even padded to a multiple of "
-                f"{self.backbone.multiple}: {reason}; set data.crop_size and data.resize to a size that it takes"
+                f"{self.backbone.multiple}: {reason}; set data.crop_size and data.resize, or data.image_size and the "
+                "sizes of data.progressive"
             ) from error
         finally:
             self.train(training)
@@ -179,14 +221,30 @@ class Task(LightningModule, ABC):
         chosen = self.channels_last if self.channels_last is not None else convolutional
         return torch.channels_last if chosen else torch.contiguous_format
 
+    def regularisation(self) -> Regularisation:
+        """Return the layers of dropout and stochastic depth, with the rates that they were built with."""
+        if self._regularisation is None:
+            self._regularisation = Regularisation(self)
+        return self._regularisation
+
+    def schedules(self) -> Courses:
+        """Return what this task schedules beside learning rates, for `framework schedule show`; nothing by default."""
+        return {}
+
     def on_fit_start(self) -> None:
         """Refuse to train nothing."""
         if not any(parameter.requires_grad for parameter in self.parameters()):
             raise ConfigError("no parameter is trainable: lower model.freeze")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Key dropout and drop-path by the step, so that a resumed run draws what an unbroken one would."""
+        """Key dropout and drop-path by the step, so that a resumed run draws what an unbroken one would.
+
+        Their rates follow the epoch, if the data has a plan for them.
+        """
         torch.manual_seed(key(self.run_seed(), "step", self.global_step, batch_idx, self.global_rank))
+        plan = getattr(getattr(self.trainer, "datamodule", None), "progressive", None)
+        if plan is not None:
+            self.regularisation().set(plan.at(self.current_epoch, planned_epochs(self.trainer)))
 
     def run_seed(self) -> int:
         """Return the seed of the run, which the data module was given."""
@@ -202,22 +260,36 @@ def total_steps(trainer: Trainer, data: Any) -> int:
 
     Raises:
         TrainingError: The run has no end, or an epoch has no batch.
+        ConfigError: The run is too short for the stages that the data plans.
     """
     if not hasattr(data, "train_batches"):
         return int(trainer.estimated_stepping_batches)
-    batches = data.train_batches(trainer.world_size)
+    if data.progressive is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        data.progressive.check(planned_epochs(trainer))
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
     limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    if batches == 0:
+    batches = [data.train_batches(trainer.world_size, epoch, epochs, limit) for epoch in range(epochs or 1)]
+    if 0 in batches:
         raise TrainingError(
             "an epoch has no training batch: see data.batch_size, data.repeats and trainer.limit_train_batches"
         )
     ends = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
-    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-        ends.append(trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches))
+    if epochs is not None:
+        ends.append(sum(-(-count // trainer.accumulate_grad_batches) for count in batches[:epochs]))
     if not ends:
         raise TrainingError("the run has no end: give trainer.max_epochs or trainer.max_steps")
     return min(ends)
+
+
+def planned_epochs(trainer: Trainer) -> int:
+    """Return how many epochs the stages of a plan are spread over.
+
+    Raises:
+        ConfigError: The run is given in steps alone.
+    """
+    if trainer.max_epochs is None or trainer.max_epochs < 1:
+        raise ConfigError("data.progressive: its stages are shares of the epochs of a run: give trainer.max_epochs")
+    return trainer.max_epochs
 
 
 def knows_fused(factory: OptimizerFactory) -> bool:

@@ -1,23 +1,22 @@
-"""Classification: one class for every image."""
+"""Classification: one class for every image, or any number of them."""
 
 from typing import Any, Self
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torch import Tensor
 
 from framework.backbone import Backbone
 from framework.errors import ConfigError
 from framework.heads.classification import ClassificationHeadFactory, LinearClassifier
+from framework.losses.classification import BinaryCrossEntropy
 from framework.losses.segmentation import CrossEntropy, SegmentationLoss
+from framework.metrics.classification import ClassificationMetrics, MultiLabelMetrics, SingleLabelMetrics
 from framework.preprocessing import pad_to_multiple, to_unit
 from framework.tasks.base import Batch, Task, unpadded
-from framework.tracking.drawing import RIGHT, WRONG, Row, to_rgb
+from framework.tracking.drawing import RIGHT, WRONG, Picture, Row, confusion_chart, to_rgb
 
-TOP = 5
 NONE_IGNORED = -1  # every image has a class
 
 
@@ -25,13 +24,15 @@ class Classification(Task):
     """Classification with any backbone under any classification head.
 
     An image's class is a mask of one pixel, so the losses of segmentation serve: `CrossEntropy`, `Focal` and others.
+    What `BinaryCrossEntropy` and `BinaryFocal` ask of every class by itself, images with several classes need.
 
     Args:
         backbone: A backbone plugin.
         head: A classification head; it is built on the backbone's levels.
-        loss: The training loss; null: cross entropy.
+        loss: The training loss; null: cross entropy, binary where images have several classes.
         num_classes: Number of classes; linked from the data.
         class_names: Names of the classes; linked from the data.
+        multi_label: Whether images have any number of classes; linked from the data.
     """
 
     def __init__(
@@ -41,18 +42,24 @@ class Classification(Task):
         head: ClassificationHeadFactory = LinearClassifier,
         loss: SegmentationLoss | None = None,
         class_names: list[str] | None = None,
+        multi_label: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         self.class_names = class_names or [str(index) for index in range(num_classes)]
         if len(self.class_names) != num_classes:
             raise ConfigError(f"model.class_names: {len(self.class_names)} names for {num_classes} classes")
-        self.num_classes = num_classes
+        self.num_classes, self.multi_label = num_classes, multi_label
         self.head = head(backbone.levels, backbone.prefix_tokens, num_classes)
-        self.loss = loss or CrossEntropy()
+        self.loss = loss or (BinaryCrossEntropy() if multi_label else CrossEntropy())
         self.loss.check(num_classes)
-        self.val_metrics = ClassificationMetrics(self.class_names)
-        self.test_metrics = ClassificationMetrics(self.class_names)
+        if multi_label and not self.loss.several_classes:
+            raise ConfigError(
+                f"model.loss: {type(self.loss).__name__} wants one class for every image, and the data's have several: "
+                "take BinaryCrossEntropy or BinaryFocal"
+            )
+        metrics: type[ClassificationMetrics] = MultiLabelMetrics if multi_label else SingleLabelMetrics
+        self.val_metrics, self.test_metrics = metrics(self.class_names), metrics(self.class_names)
 
     @classmethod
     def example(cls, backbone: Backbone, head: Any = None) -> Self:
@@ -61,9 +68,11 @@ class Classification(Task):
 
     def example_batch(self, count: int, height: int, width: int) -> Batch:
         """Make up random images and classes."""
+        label = torch.randint(0, self.num_classes, (count,))
+        several = torch.randint(0, 2, (count, self.num_classes)).float()
         return {
             "image": torch.randint(0, 256, (count, self.backbone.in_channels, height, width), dtype=torch.uint8),
-            "label": torch.randint(0, self.num_classes, (count,)),
+            "label": several if self.multi_label else label,
             "id": [str(index) for index in range(count)],
             "is_pad": torch.zeros(count, dtype=torch.bool),
             "size": [(height, width)] * count,
@@ -82,9 +91,22 @@ class Classification(Task):
         return loss
 
     def compute_loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Compute the loss of logits (B, num_classes) for classes (B,), long."""
-        loss: Tensor = self.loss(logits[:, :, None, None], label[:, None, None], NONE_IGNORED)
+        """Compute the loss of logits (B, num_classes) for classes (B,), long, or shares of them (B, C), float."""
+        loss: Tensor = self.loss(logits[:, :, None, None], label[..., None, None], NONE_IGNORED)
         return loss
+
+    def check_data(self, data: Any) -> None:
+        """Refuse data that mixes images under a loss that knows whole classes only.
+
+        Raises:
+            ConfigError: It does.
+        """
+        super().check_data(data)
+        if getattr(data, "mixes", False) and not self.loss.takes_shares:
+            raise ConfigError(
+                f"model.loss: {type(self.loss).__name__} wants one class for every image, and data.mix gives shares of "
+                "two: take CrossEntropy, Focal, BinaryCrossEntropy or BinaryFocal, or leave data.mix out"
+            )
 
     def predict_logits(self, batch: Batch) -> Tensor:
         """Compute logits (B, num_classes), float32, of every image.
@@ -108,15 +130,15 @@ class Classification(Task):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the class probabilities (B, num_classes), float32, of each image."""
-        return self.predict_logits(batch).softmax(1)
+        return self.val_metrics.probabilities(self.predict_logits(batch))
 
-    def _evaluate(self, batch: Batch, metrics: "ClassificationMetrics") -> STEP_OUTPUT:
+    def _evaluate(self, batch: Batch, metrics: ClassificationMetrics) -> STEP_OUTPUT:
         everything = self.predict_logits(batch)
         logits, label = unpadded(batch, everything), unpadded(batch, batch["label"])
         if len(label):
             each = [self.compute_loss(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
             metrics.update(logits, label, torch.stack(each))
-        return {"probabilities": everything.softmax(1)}
+        return {"probabilities": metrics.probabilities(everything)}
 
     # Metrics are reset at the start, not at the end: what inference mode has touched, training may not touch again.
 
@@ -138,82 +160,46 @@ class Classification(Task):
 
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log."""
-        metrics = classification_metrics(torch.eye(self.num_classes), self.class_names)
-        top = [f"top{TOP}"] if self.num_classes > TOP else []
-        return [f"val/{name}" for name in ("loss", "score", *top, *metrics)]
+        return [f"val/{name}" for name in self.val_metrics.names()]
 
     # What people are shown.
 
     def draw_row(self, batch: Batch, outputs: Any, row: int) -> Row:
-        """Draw one evaluated image as the network saw it, in a red frame if its class was not recognised."""
+        """Draw one evaluated image as the network saw it, in a red frame if its classes were not recognised."""
         height, width = batch["size"][row]
         picture = to_rgb(batch["image"][row, :, :height, :width])
-        probability, predicted = outputs["probabilities"][row].max(0)
-        label = int(batch["label"][row])
+        probabilities, label = outputs["probabilities"][row].cpu(), batch["label"][row].cpu()
+        true = label.nonzero().flatten().tolist() if self.multi_label else [int(label)]
+        predicted = self._predicted(probabilities)
         border = max(1, min(height, width) // 32)
         frame = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
-        frame[:] = RIGHT if int(predicted) == label else WRONG
+        frame[:] = RIGHT if predicted == true else WRONG
         frame[border:-border, border:-border] = picture
-        said = f"{self.class_names[int(predicted)]} {100 * float(probability):.0f} %"
-        return Row(f"{self.class_names[label]}, predicted {said} · {batch['id'][row]}", [("input", frame)])
+        said = ", ".join(f"{self.class_names[index]} {100 * float(probabilities[index]):.0f} %" for index in predicted)
+        target = ", ".join(self.class_names[index] for index in true)
+        return Row(f"{target or 'none'}, predicted {said or 'none'} · {batch['id'][row]}", [("input", frame)])
+
+    def _predicted(self, probabilities: Tensor) -> list[int]:
+        """Return the predicted classes of one image: the likeliest, or, of several, all above one half."""
+        return (probabilities > 0.5).nonzero().flatten().tolist() if self.multi_label else [int(probabilities.argmax())]
 
     def legend(self) -> list[tuple[str, Any]]:
         """Return no colours: the classes are written out."""
         return []
 
+    def charts(self, split: str) -> dict[str, Picture]:
+        """Draw the confusion matrix of an evaluated split (`val` or `test`); images with several classes have none."""
+        metrics = self.val_metrics if split == "val" else self.test_metrics
+        if not isinstance(metrics, SingleLabelMetrics):
+            return {}
+        return {"confusion": confusion_chart(metrics.confusion.compute(), self.class_names)}
+
     def prediction_record(self, batch: Batch, prediction: Tensor, row: int) -> list[tuple[str, Any]]:
-        """Return what `predictions.csv` says of one image: its class, and the probability of every class."""
-        probabilities = prediction.tolist()
-        best = max(range(self.num_classes), key=probabilities.__getitem__)
-        every = [(name, f"{value:.6f}") for name, value in zip(self.class_names, probabilities, strict=True)]
-        return [("id", batch["id"][row]), ("class", self.class_names[best]), ("probability", every[best][1]), *every]
+        """Return what `predictions.csv` says of one image: its class, and the probability of every class.
 
-
-class ClassificationMetrics(nn.Module):
-    """One confusion matrix, the mean loss and the share of the best five; the rest is computed at the epoch's end.
-
-    Args:
-        class_names: Names of the classes.
-    """
-
-    def __init__(self, class_names: list[str]) -> None:
-        super().__init__()
-        self.class_names = class_names
-        self.confusion = MulticlassConfusionMatrix(len(class_names), validate_args=False)
-        self.loss, self.top = MeanMetric(), MeanMetric()
-
-    def update(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
-        """Count images: logits (B, C), their classes (B,), long, and the loss of each (B,)."""
-        self.confusion.update(logits.argmax(1), label)
-        self.loss.update(loss)
-        best = logits.topk(min(TOP, logits.shape[1])).indices
-        self.top.update((best == label[:, None]).any(1).float())
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        for metric in (self.confusion, self.loss, self.top):
-            metric.reset()
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return all metrics, over all processes; `score` is the headline, accuracy."""
-        metrics = classification_metrics(self.confusion.compute().double(), self.class_names)
-        top = {f"top{TOP}": self.top.compute()} if len(self.class_names) > TOP else {}
-        return {"loss": self.loss.compute(), **top, **metrics, "score": metrics["accuracy"]}
-
-
-def classification_metrics(confusion: Tensor, class_names: list[str]) -> dict[str, Tensor]:
-    """Compute metrics from the confusion matrix of all images of a split.
-
-    Args:
-        confusion: (C, C), rows are targets, columns predictions.
-        class_names: C names.
-
-    Returns:
-        `accuracy`, the share of images that are right; `accuracy/NAME`, that share of the images of one class (its
-        recall), NaN for a class without images; `balanced_accuracy`, the mean of those over the classes that have
-        images. All in [0, 1].
-    """
-    hits, targets = confusion.diag(), confusion.sum(1)
-    recall = hits / targets
-    metrics = {"accuracy": hits.sum() / targets.sum(), "balanced_accuracy": recall.nanmean()}
-    return metrics | {f"accuracy/{name}": value for name, value in zip(class_names, recall.unbind(), strict=True)}
+        Where images have several classes, `class` lists them with `|` between, and `probability` that of each.
+        """
+        every = [(name, f"{value:.6f}") for name, value in zip(self.class_names, prediction.tolist(), strict=True)]
+        predicted = self._predicted(prediction)
+        names, values = ("|".join(every[index][part] for index in predicted) for part in (0, 1))
+        return [("id", batch["id"][row]), ("class", names), ("probability", values), *every]

@@ -3,8 +3,10 @@
 from math import lcm
 from typing import Any, Self
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -17,7 +19,7 @@ from framework.inference import DenseInference
 from framework.losses.segmentation import CrossEntropy, SegmentationLoss
 from framework.preprocessing import crop_back, pad_to_multiple, resize_image, resize_logits, to_unit
 from framework.tasks.base import Batch, Task
-from framework.tracking.drawing import Row, error_map, overlay, palette, to_rgb
+from framework.tracking.drawing import Picture, Row, confusion_chart, error_map, overlay, palette, to_rgb
 
 
 class Segmentation(Task):
@@ -166,6 +168,22 @@ class Segmentation(Task):
     def legend(self) -> list[tuple[str, Any]]:
         """Return the class names with their colours."""
         return list(zip(self.class_names, palette(self.num_classes), strict=True))
+
+    def charts(self, split: str) -> dict[str, Picture]:
+        """Draw the confusion matrix of the pixels of an evaluated split, `val` or `test`."""
+        metrics = self.val_metrics if split == "val" else self.test_metrics
+        return {"confusion": confusion_chart(metrics.confusion.compute(), self.class_names)}
+
+    def prediction_images(self, batch: Batch, prediction: Tensor, row: int) -> dict[str, Image.Image]:
+        """Return `NAME.png`, an index mask with a palette, and `NAME.overlay.jpg`, the mask over its image."""
+        name, (height, width) = batch["id"][row], batch["size"][row]
+        mask, colours = prediction.cpu().numpy().astype(np.uint8), palette(self.num_classes)
+        picture = Image.fromarray(mask, mode="P")
+        picture.putpalette(colours.tobytes())
+        image = Image.fromarray(to_rgb(batch["image"][row, :, :height, :width]))
+        image = image.resize((mask.shape[1], mask.shape[0]), Image.Resampling.BILINEAR)
+        over = Image.fromarray(overlay(np.asarray(image), mask, colours))
+        return {f"{name}.png": picture, f"{name}.overlay.jpg": over}
 
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log."""

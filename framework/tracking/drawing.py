@@ -21,6 +21,8 @@ OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 1
 MOST_COLOURS = 1024
 RIGHT, WRONG, HATCH = (226, 228, 232), (206, 44, 40), (150, 150, 156)
 CYAN = np.array([0.0, 0.85, 1.0])
+DEEP = (8, 69, 148)
+CELL, MOST_NAMED = 40, 24  # pixels of a cell of a confusion matrix, and classes that it names
 INK, FAINT, PAPER = (32, 33, 36), (104, 108, 114), (255, 255, 255)
 GAP, MARGIN, SWATCH = 8, 16, 14
 SHEET_WIDTH, LARGEST, LEGIBLE = 1640, 640, 256  # pixels: of a sheet, of a picture, and what small pictures grow to
@@ -121,6 +123,49 @@ def error_map(target: Any, prediction: Any, ignore_index: int | None = None) -> 
         hatched = np.where(_hatching(target.shape)[..., None], np.array(HATCH), np.array(PAPER))
         picture = np.where((target == ignore_index)[..., None], hatched, picture)
     return _round(picture)
+
+
+def confusion_chart(confusion: Any, names: Sequence[str]) -> Picture:
+    """Draw a confusion matrix: a row for each true class, its shares of predictions from white to blue.
+
+    Up to 24 classes are named, and each cell has its percentage; more are drawn without words, one pixel each at least.
+
+    Args:
+        confusion: (C, C) counts, rows are true classes, columns predicted ones; array or tensor.
+        names: C names.
+    """
+    counts = _array(confusion).astype(np.float64)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    colours = _round(255 + (np.array(DEEP) - 255) * np.sqrt(shares)[..., None])  # the root shows rare mistakes
+    if len(names) > MOST_NAMED:
+        return np.asarray(np.kron(colours, np.ones((max(1, 800 // len(names)),) * 2 + (1,), np.uint8)))
+    return _named_cells(counts, shares, colours, names)
+
+
+def _named_cells(
+    counts: NDArray[np.float64], shares: NDArray[np.float64], colours: Picture, names: Sequence[str]
+) -> Picture:
+    """Draw the cells of a confusion matrix with names and percentages."""
+    font, caption = ImageFont.load_default(size=13), "rows: true class; columns: predicted; % of the row"
+    margin = min(200, 1 + max(int(font.getlength(name)) for name in names))  # of the names
+    left, top, side = MARGIN + margin + 8, MARGIN + 24, CELL * len(names)
+    width = MARGIN + max(left - MARGIN + side, int(font.getlength(caption)) + 1) + MARGIN
+    sheet = Image.new("RGB", (width, top + side + 8 + margin + MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN), caption, FAINT, font)
+    for row, name in enumerate(names):
+        strip = _line(name, min(margin, 1 + int(font.getlength(name))), 13, INK)
+        offset = CELL * row + (CELL - strip.height) // 2
+        sheet.paste(strip, (left - 8 - strip.width, top + offset))
+        sheet.paste(strip.transpose(Image.Transpose.ROTATE_90), (left + offset, top + side + 8))
+    for row, column in np.argwhere(counts).tolist():
+        corner = (left + CELL * column, top + CELL * row)
+        red, green, blue = colours[row, column].tolist()
+        draw.rectangle((*corner, corner[0] + CELL - 2, corner[1] + CELL - 2), (red, green, blue))
+        ink = PAPER if shares[row, column] > 0.4 else INK
+        middle = (corner[0] + CELL // 2, corner[1] + CELL // 2)
+        draw.text(middle, f"{100 * shares[row, column]:.0f}", ink, font, anchor="mm")
+    return np.asarray(sheet).copy()
 
 
 def panel(columns: Sequence[tuple[str, Picture]], text: str = "") -> Picture:

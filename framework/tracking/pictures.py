@@ -13,7 +13,8 @@ class Pictures(Callback):
     """Draws what the task predicts for evenly spread samples of the validation and test splits.
 
     The predictions are those that validation makes anyway: nothing is computed twice. A task takes part by having
-    `draw_row(batch, outputs, row)`, one row of titled pictures, and `legend()`.
+    `draw_row(batch, outputs, row)`, one row of titled pictures, and `legend()`; and by `charts(split)`, what sums up
+    the best checkpoint's split.
 
     Args:
         folder: Where the PNGs go.
@@ -55,11 +56,13 @@ class Pictures(Callback):
         name = f"{split}_epoch_{trainer.current_epoch:03d}" if training else f"{split}_best"
         sheet = contact_sheet(self._rows, caption=f"{split}, epoch {trainer.current_epoch}", legend=task.legend())
         self._rows = []
+        pictures = {"": sheet, **({} if training or not hasattr(task, "charts") else task.charts(split))}
         self.folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sheet).save(self.folder / f"{name}.png")
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_pictures"):
-                logger.log_pictures(f"{split}/pictures", [sheet], trainer.global_step)
+        for what, picture in pictures.items():
+            Image.fromarray(picture).save(self.folder / f"{name}{what and '_' + what}.png")
+            for logger in trainer.loggers:
+                if hasattr(logger, "log_pictures"):
+                    logger.log_pictures(f"{split}/{what or 'pictures'}", [picture], trainer.global_step)
 
     def on_validation_batch_end(
         self,
@@ -85,10 +88,12 @@ class Pictures(Callback):
         """Keep the chosen samples of this batch."""
         self._gather(trainer, outputs, batch, batch_idx, int(sum(trainer.num_test_batches)))
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # At the very end: by then all processes have summed up their metrics, on which charts are drawn.
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the validation split's picture."""
         self._publish(trainer, "val")
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the test split's picture."""
         self._publish(trainer, "test")

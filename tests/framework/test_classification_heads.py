@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch.testing import assert_close
 
 from framework.backbone import Features, Level
 from framework.errors import ConfigError
-from framework.heads.classification import LinearClassifier
+from framework.heads.classification import AttentiveClassifier, LinearClassifier, MLPClassifier
 from plugins.timm import Timm
 
 VIT = (Level(6, 14),) * 4
@@ -64,6 +66,85 @@ def test_dropout_drops_in_training_alone():
     features = features_of(CNN, 0)
     assert not torch.equal(head.train()(features), head(features))
     assert torch.equal(head.eval()(features), head(features))
+
+
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def normalised(x, norm):
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + norm.eps)
+    return scaled * norm.weight.detach().numpy() + norm.bias.detach().numpy()
+
+
+def randomised(head):
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return head.eval()
+
+
+def linear(x, layer):
+    return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+
+
+@pytest.mark.parametrize(("levels", "prefix_tokens", "options", "tokens", "means"), CASES, ids=str)
+def test_what_the_perceptron_computes(levels, prefix_tokens, options, tokens, means):
+    head = randomised(MLPClassifier(levels, prefix_tokens, 3, hidden=7, depth=2, dropout=0.5, **options))
+    features = features_of(levels, prefix_tokens)
+    norm, *layers = [layer for layer in head.classify if list(layer.parameters())]
+    x = normalised(pooled(features, tokens, means), norm)
+    for layer in layers[:-1]:
+        x = gelu(linear(x, layer))
+    assert [tuple(layer.weight.shape) for layer in layers[1:]] == [(7, 7), (3, 7)]
+    assert_close(head(features).detach().numpy(), linear(x, layers[-1]).astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("levels", "prefix_tokens", "heads", "width"), [(VIT, 5, 2, None), (CNN, 0, None, 12)])
+def test_what_the_query_gathers(levels, prefix_tokens, heads, width):
+    head = randomised(AttentiveClassifier(levels, prefix_tokens, 3, heads=heads, width=width))
+    features = features_of(levels, prefix_tokens)
+    tokens = features.maps[-1].numpy().reshape(2, levels[-1].channels, -1).transpose(0, 2, 1)
+    if prefix_tokens:
+        tokens = np.concatenate([features.prefix[-1].numpy(), tokens], 1)
+    tokens = normalised(tokens, head.norm)
+    attention, size = head.attention, width or levels[-1].channels
+    state = {name: value.numpy() for name, value in attention.state_dict().items()}
+    if "in_proj_weight" in state:
+        parts = np.split(state["in_proj_weight"], 3)
+    else:
+        parts = [state[f"{letter}_proj_weight"] for letter in "qkv"]
+    query, key, value = (
+        x @ part.T + bias
+        for x, part, bias in zip(
+            (head.query.detach().numpy(), tokens, tokens), parts, np.split(state["in_proj_bias"], 3), strict=True
+        )
+    )
+    count = attention.num_heads
+    gathered = []
+    for rows in np.split(np.arange(size), count):
+        scores = key[..., rows] @ query[0, 0, rows] / math.sqrt(size // count)
+        shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        gathered.append((shares[..., None] * value[..., rows]).sum(1))
+    expected = linear(linear(np.concatenate(gathered, 1), attention.out_proj), head.classify)
+    assert_close(head(features).detach().numpy(), expected.astype(np.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ConfigError, match="heads must divide the width of 8, got 3"):
+        AttentiveClassifier(CNN, 0, 3, heads=3)
+    with pytest.raises(ConfigError, match="hidden must be at least 1"):
+        MLPClassifier(CNN, 0, 3, hidden=0)
+
+
+@pytest.mark.parametrize("head", [MLPClassifier, AttentiveClassifier])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_other_heads_reach_the_whole_backbone_too(name, head):
+    backbone = Timm(name).train()
+    net = randomised(head(backbone.levels, backbone.prefix_tokens, 3)).train()
+    logits = net(backbone(torch.rand(2, 3, 4 * backbone.multiple, 8 * backbone.multiple)))
+    (logits * torch.randn(2, 3)).sum().backward()
+    assert [n for n, p in [*net.named_parameters(), *backbone.named_parameters()] if p.grad is None] == []
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "vit_small_patch14_reg4_dinov2"])

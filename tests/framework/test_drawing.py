@@ -5,7 +5,7 @@ import pytest
 import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from framework.tracking.drawing import Row, contact_sheet, error_map, overlay, palette, panel, to_rgb
+from framework.tracking.drawing import Row, confusion_chart, contact_sheet, error_map, overlay, palette, panel, to_rgb
 
 GREY = np.full((24, 32, 3), 120, np.uint8)
 
@@ -213,3 +213,21 @@ def test_titles_come_once_and_rows_may_differ_in_size():
 def test_a_sheet_that_cannot_be_drawn_is_an_error(rows):
     with pytest.raises(ValueError, match=r"same number of pictures|is \(H, W, 3\)"):
         contact_sheet(rows)
+
+
+def test_a_confusion_matrix_is_darkest_where_most_images_are():
+    confusion = np.array([[9, 1, 0], [0, 10, 0], [5, 0, 5]])
+    picture = confusion_chart(confusion, ["cat", "dog", "a name that is far too long for the space that there is"])
+    left, top = picture.shape[1] - 16 - 3 * 40, 40
+    cells = [[picture[top + 40 * row + 5, left + 40 * column + 5].tolist() for column in range(3)] for row in range(3)]
+    assert cells[0][2] == cells[1][0] == cells[1][2] == cells[2][1] == [255, 255, 255]
+    assert cells[1][1] == [8, 69, 148]
+    assert sum(cells[1][1]) < sum(cells[0][0]) < sum(cells[2][0]) < sum(cells[0][1])
+    assert cells[2][0] == cells[2][2]
+
+
+def test_a_large_confusion_matrix_is_drawn_without_words():
+    picture = confusion_chart(torch.eye(100), [str(index) for index in range(100)])
+    assert picture.shape == (800, 800, 3)
+    assert picture[4, 4].tolist() == [8, 69, 148]
+    assert picture[4, 12].tolist() == [255, 255, 255]

@@ -14,20 +14,22 @@ from framework.conformance.check import Maker, demand
 from framework.conformance.training import heads_by_task
 from framework.errors import ConfigError
 from framework.registry import Advert
+from plugins import convnext_ladder
+from plugins.alexnet import AlexNet
+from plugins.convnext_ladder import ConvNeXtLadder
 from plugins.dinov2 import DINOv2
 from plugins.huggingface import HuggingFace
+from plugins.lenet import LeNet
+from plugins.shiftvit import ShiftViT
 from plugins.timm import Timm
 from plugins.torchvision import TorchVision
 from tests.framework.conformance.wrong_backbones import MISTAKES, LooksAtValues, WrongStride
 from tests.tiny import Tiny
 
-REAL = {
+REAL = {  # one of a kind; `pytest -m matrix` tries every architecture that has a name (test_architectures.py)
     "timm test_resnet": partial(Timm, "test_resnet"),
     "timm test_vit": partial(Timm, "test_vit"),
     "timm test_convnext": partial(Timm, "test_convnext"),
-    "timm swin": partial(Timm, "swin_tiny_patch4_window7_224"),
-    "timm dinov2": partial(Timm, "vit_small_patch14_reg4_dinov2"),
-    "dinov2 vits14": partial(DINOv2, "vits14", layers=[0, 1]),
     "dinov2 vits14_reg": partial(DINOv2, "vits14_reg", layers=[1]),
     "huggingface resnet": partial(
         HuggingFace,
@@ -42,8 +44,11 @@ REAL = {
         config={"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
     ),
     "torchvision resnet18": partial(TorchVision, "resnet18"),
-    "torchvision densenet121": partial(TorchVision, "densenet121"),
-    "torchvision mobilenet_v3_small": partial(TorchVision, "mobilenet_v3_small"),
+    "alexnet": partial(AlexNet, lrn=True),
+    "convnext_ladder resnet": partial(ConvNeXtLadder, "resnet"),
+    "convnext_ladder separate_downsampling": ConvNeXtLadder,
+    "lenet": LeNet,
+    "shiftvit": partial(ShiftViT, embed_dim=24, depths=[1, 2, 1, 1], dropout=0.1, drop_path=0.1),
 }
 
 
@@ -91,7 +96,11 @@ class TestRightBackbones:
         assert {v.name: v.found for v in check_plugin(Tiny) if v.outcome != "passed"} == {}
 
     @pytest.mark.parametrize("name", REAL)
-    def test_of_our_own_pass_every_check(self, name: str, request: pytest.FixtureRequest):
+    def test_of_our_own_pass_every_check(
+        self, name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setitem(convnext_ladder.DEPTHS, "resnet50", ((1, 1, 1, 1), (1, 2, 1, 1)))  # the same, but small
+        monkeypatch.setitem(convnext_ladder.WIDTHS, "resnet50", (8, 8, 16))
         if name not in ("timm test_resnet", "timm test_vit"):
             request.getfixturevalue("_few_heads")
         assert {v.name: v.found or v.rests_on for v in check_plugin(REAL[name]) if v.outcome != "passed"} == {}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from framework.backbone import Features, Level
 from framework.conformance import check_plugin
 from framework.errors import ConfigError
-from framework.heads.classification import LinearClassifier
+from framework.heads.classification import AttentiveClassifier, LinearClassifier, MLPClassifier
 from framework.heads.decoders import FPN, DeepLabV3Plus, PSPNet, SegFormer, UNet, UNetPlusPlus, UPerNet
 from framework.heads.dense import DenseHead, LinearHead
 from framework.heads.dpt import DPT
@@ -27,6 +27,8 @@ OURS = {
     "LinearHead": LinearHead,
     "LinearClassifier": LinearClassifier,
     "LinearClassifier of four layers": partial(LinearClassifier, layers=4, pool="mean"),
+    "MLPClassifier": partial(MLPClassifier, hidden=16, depth=2),
+    "AttentiveClassifier": AttentiveClassifier,
 }
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from framework.conformance import check_plugin
+from framework.losses.classification import BinaryCrossEntropy, BinaryFocal
 from framework.losses.segmentation import CrossEntropy, Dice, Focal, Lovasz, SegmentationLoss, WeightedSum
 
 OURS: dict[str, Any] = {
@@ -19,6 +20,10 @@ OURS: dict[str, Any] = {
     "Dice of all classes": partial(Dice, smooth=1.0, classes="all"),
     "Lovasz": Lovasz,
     "Lovasz per image": partial(Lovasz, per_image=True),
+    "BinaryCrossEntropy": BinaryCrossEntropy,
+    "BinaryCrossEntropy smoothed": partial(BinaryCrossEntropy, label_smoothing=0.1),
+    "BinaryFocal": BinaryFocal,
+    "BinaryFocal below 1": partial(BinaryFocal, gamma=0.5, alpha=0.25),
     "WeightedSum": partial(WeightedSum, losses=[CrossEntropy(), Dice()], weights=[1.0, 0.5]),
 }
 

@@ -2,13 +2,14 @@ import csv
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.metrics import balanced_accuracy_score, recall_score, top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score
 from torch.testing import assert_close
 
 from framework.cli.main import main
@@ -17,9 +18,10 @@ from framework.data.loader import SampleKey
 from framework.data.synthetic import SyntheticScenes
 from framework.errors import ConfigError
 from framework.heads.classification import LinearClassifier
+from framework.losses.classification import BinaryCrossEntropy
 from framework.losses.segmentation import CrossEntropy, Dice, Focal
 from framework.prediction import append_records, join_tables
-from framework.tasks.classification import Classification, ClassificationMetrics
+from framework.tasks.classification import Classification
 from tests.folders import write_image_folder
 from tests.framework.tasks.test_segmentation import trainer
 from tests.tiny import Tiny
@@ -36,30 +38,6 @@ def folder(tmp_path, **options):
 
 
 # Numbers.
-
-
-@pytest.mark.parametrize("classes", [3, 5, 7])
-def test_metrics_against_scikit_learn(classes):
-    names = list("abcdefg"[:classes])
-    logits = torch.randn(400, classes)
-    label = torch.randint(0, classes - 1, (400,))  # the last class has no image, but is predicted
-    metrics = ClassificationMetrics(names)
-    for part in range(0, 400, 70):
-        each = F.cross_entropy(logits[part : part + 70], label[part : part + 70], reduction="none")
-        metrics.update(logits[part : part + 70], label[part : part + 70], each)
-    found = {name: float(value) for name, value in metrics.compute().items()}
-    target, predicted = label.numpy(), logits.argmax(1).numpy()
-    assert found["accuracy"] == pytest.approx((target == predicted).mean())
-    assert found["score"] == found["accuracy"]
-    recalls = recall_score(target, predicted, average=None, labels=range(classes - 1))
-    assert [found[f"accuracy/{name}"] for name in names[:-1]] == pytest.approx(list(recalls))
-    assert np.isnan(found[f"accuracy/{names[-1]}"])
-    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-    assert found["loss"] == pytest.approx(float(F.cross_entropy(logits, label)), rel=1e-5)
-    assert ("top5" in found) == (classes > 5)
-    if classes > 5:
-        best = top_k_accuracy_score(target, logits.numpy(), k=5, labels=range(classes))
-        assert found["top5"] == pytest.approx(best)
 
 
 def test_losses_are_those_of_torch():
@@ -161,6 +139,35 @@ def test_contradictions_are_refused_at_the_door():
         task(class_names=["a", "b"])
     with pytest.raises(ConfigError, match="needs a class token"):
         task(head=partial(LinearClassifier, pool="cls"))
+    with pytest.raises(ConfigError, match=r"CrossEntropy wants one class .* take BinaryCrossEntropy"):
+        task(loss=CrossEntropy(), multi_label=True)
+
+
+def test_mixing_is_refused_under_a_loss_of_whole_classes():
+    mixing = SimpleNamespace(mixes=True)
+    task(loss=CrossEntropy()).check_data(mixing)
+    task(loss=Dice()).check_data(SimpleNamespace())
+    with pytest.raises(ConfigError, match=r"Dice wants one class .* data\.mix gives shares"):
+        task(loss=Dice()).check_data(mixing)
+
+
+def test_images_with_several_classes_are_trained_and_scored():
+    model = task(multi_label=True, class_names=["cat", "dog", "owl"])
+    assert isinstance(model.loss, BinaryCrossEntropy)
+    batch = model.example_batch(6, 16, 24)
+    batch["label"][0] = torch.tensor([1.0, 0.0, 1.0])
+    loss = model.compute_loss(model(batch["image"]), batch["label"])
+    assert_close(loss, F.binary_cross_entropy_with_logits(model(batch["image"]), batch["label"]))
+    model.eval().validation_step(batch, 0)
+    computed = model.val_metrics.compute()
+    assert [f"val/{name}" for name in computed] == model.metric_names()
+    probabilities = model.predict_step(batch, 0)
+    assert_close(probabilities, model(batch["image"]).sigmoid())
+    row = model.draw_row(batch, {"probabilities": torch.tensor([[0.9, 0.2, 0.6]] * 6)}, 0)
+    assert row.text == "cat, owl, predicted cat 90 %, owl 60 % · 0"
+    record = dict(model.prediction_record(batch, torch.tensor([0.9, 0.2, 0.6]), 0))
+    assert (record["class"], record["probability"], record["dog"]) == ("cat|owl", "0.900000|0.600000", "0.200000")
+    assert model.charts("val") == {}
 
 
 def test_the_example_trains():
@@ -257,12 +264,15 @@ def weights(found):
 def test_a_run_leaves_everything_and_its_checkpoint_alone_is_enough(run, tmp_path):
     found = run()
     metrics = figures(found)
-    names = {"loss", "score", "accuracy", "balanced_accuracy", "accuracy/blue", "accuracy/green", "accuracy/red"}
+    names = {"loss", "score", "accuracy", "balanced_accuracy", "f1", "calibration_error"}
+    names |= {"accuracy/blue", "accuracy/green", "accuracy/red"}
     assert set(metrics) == {f"{split}/{name}" for split in ("val", "test") for name in names}
     assert {path.name for path in (found / "pictures").iterdir()} == {
         "val_epoch_000.png",
         "val_best.png",
+        "val_best_confusion.png",
         "test_best.png",
+        "test_best_confusion.png",
     }
     checkpoint = str(found / "checkpoints/best.ckpt")
     tested = run("--ckpt_path", checkpoint, command="test", config=None)
@@ -305,11 +315,22 @@ def test_scenes_are_one_option_away(run):
     assert {"test/accuracy/sphere", "test/top5", "test/score"} <= set(figures(found))
 
 
-def test_a_head_for_masks_is_refused(run, capsys):
-    run("--model.head", "UNet", code=2)
-    message = capsys.readouterr().err
-    assert "model.head" in message
-    assert len(message.splitlines()) <= 10
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.head", "UNet"], "--model.head: model.head: UNet is for Segmentation, not for Classification; take"),
+        (
+            ["--data", "MaskFolder", "--data.root", "set"],
+            "MaskFolder is for Segmentation, not for Classification; take",
+        ),
+        (["--model", "Segmentation"], "is for Classification, not for Segmentation; take"),
+    ],
+)
+def test_what_is_made_for_another_task_is_refused(run, capsys, options, message):
+    run(*options, code=2)
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert len(printed.splitlines()) <= 10
 
 
 def test_another_loss_is_one_option_away(run):

@@ -1,0 +1,1 @@
+"""Metrics: what a split is counted with, one file per task."""

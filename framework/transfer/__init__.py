@@ -1,0 +1,1 @@
+"""What transfer learning takes: averages of weights."""
