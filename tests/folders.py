@@ -1,5 +1,6 @@
 """Small data sets on disk for tests."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +45,17 @@ def write_image_folder(
                 picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).squeeze(), mode)
                 picture.save(folder / f"{split}{number:03d}.png")
     return root
+
+
+def write_cifar10(root: Path, per_file: int = 4) -> Path:
+    """CIFAR-10's layout: five training files and a test file of images whose brightness tells the class."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index, name in enumerate((*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")):
+        labels = np.arange(index * per_file, (index + 1) * per_file) % 10
+        pixels = np.clip(25 * labels[:, None] + rng.integers(0, 25, (per_file, 3072)), 0, 255).astype(np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels.tolist()}, protocol=4))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    return folder

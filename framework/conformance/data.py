@@ -39,7 +39,7 @@ def _equal(one: Sample, other: Sample) -> bool:
     """Tell whether two samples hold the same."""
     (ones, keys), (others, other_keys) = tree_flatten(one), tree_flatten(other)
     return keys == other_keys and all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(np.all(a == b))
         for a, b in zip(ones, others, strict=True)
     )
 
@@ -130,11 +130,28 @@ def _wrong_targets(sample: Sample, data: Any) -> list[str]:
         strange = [x for x in mask.unique().tolist() if not 0 <= x < data.num_classes and x != data.ignore_index]
         if strange:
             wrong.append(f"mask holds {strange[:5]}, neither classes nor ignore_index={data.ignore_index}")
-    if "label" in sample and not 0 <= int(sample["label"]) < data.num_classes:
-        wrong.append(f"label is {int(sample['label'])}, and there are {data.num_classes} classes")
+    wrong += _wrong_label(sample["label"], data) if "label" in sample else []
     if "mask" not in sample and "label" not in sample:
         wrong.append(f"no target among {', '.join(sample)}")
     return wrong
+
+
+def _wrong_label(label: Any, data: Any) -> list[str]:
+    """Say what is wrong with the label of a sample."""
+    if data.multi_label:
+        marks = isinstance(label, Tensor) and label.is_floating_point() and label.shape == (data.num_classes,)
+        return (
+            []
+            if marks and label.unique().tolist() in ([0], [1], [0, 1])
+            else [f"label is {label}, no marks of 0 and 1"]
+        )
+    if not isinstance(label, int) and not (isinstance(label, Tensor) and label.dtype == torch.long and label.ndim == 0):
+        return [f"label is {label}, no class index"]
+    return (
+        []
+        if 0 <= int(label) < data.num_classes
+        else [f"label is {int(label)}, and there are {data.num_classes} classes"]
+    )
 
 
 def reading_is_pure(make: Maker) -> None:

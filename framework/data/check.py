@@ -12,7 +12,8 @@ from framework import __version__
 from framework.data.loader import Samples
 from framework.errors import DataError
 
-SHOWN = 6
+SHOWN = 6  # problems in a message
+NAMED = 3  # pairs of duplicates in a warning
 
 
 def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = None) -> list[str]:
@@ -24,7 +25,7 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
         cache: Folder that remembers good verdicts by the files' names, sizes and times; None: none.
 
     Returns:
-        Warnings: files that lie in two splits.
+        Warnings: what is odd with a split, and images that stand in two splits.
 
     Raises:
         DataError: Samples are wrong; the first few are in the message, all are listed in a file it names.
@@ -38,7 +39,7 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
     if not found and "train" in remarks:
         found = [("train", problem) for problem in remarks["train"][0]]
     if found:
-        raise DataError(_report(found))
+        raise DataError(report([f"{name}: {problem}" for name, problem in found], "bad sample"))
     warnings = [f"{name}: {remark}" for name, (wrong, odd) in remarks.items() for remark in [*wrong, *odd]]
     warnings += _leaks(splits)
     _remember(verdict, warnings)
@@ -69,31 +70,58 @@ def _problems(samples: Samples) -> Iterable[str]:
         return [problem for problem in pool.map(samples.problem, range(len(samples))) if problem is not None]
 
 
-def _report(found: list[tuple[str, str]]) -> str:
-    lines = [f"{len(found)} bad sample{'s' if len(found) > 1 else ''} in the data:"]
-    lines += [f"  {name}: {problem}" for name, problem in found[:SHOWN]]
-    if len(found) > SHOWN:
-        listing = Path("data_problems.txt").absolute()
-        try:
-            listing.write_text("\n".join(f"{name}: {problem}" for name, problem in found) + "\n")
-            lines.append(f"  ... and {len(found) - SHOWN} more, all listed in {listing}")
-        except OSError:
-            lines.append(f"  ... and {len(found) - SHOWN} more")
+def report(problems: list[str], what: str) -> str:
+    """List the first few problems, and all of them in a file if there are more.
+
+    Args:
+        problems: What is wrong, a line each.
+        what: What is wrong, in a word or two, such as "bad sample".
+    """
+    lines = [f"{len(problems)} {what}{'s' if len(problems) > 1 else ''} in the data:"]
+    lines += [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  ... and {len(problems) - SHOWN} more{_listing('data_problems.txt', problems)}")
     return "\n".join(lines)
 
 
+def _listing(name: str, lines: list[str]) -> str:
+    """Write all lines to a file, if it can be written, and say where."""
+    path = Path(name).absolute()
+    try:
+        path.write_text("\n".join(lines) + "\n")
+    except OSError:
+        return ""
+    return f", all listed in {path}"
+
+
 def _leaks(splits: dict[str, Samples]) -> list[str]:
-    """Find images whose very bytes stand in two splits."""
-    seen: dict[str, tuple[str, str]] = {}
-    leaks = []
+    """Find images whose very bytes stand in two splits. Only files of equal size are read."""
+    alike: dict[int, list[tuple[str, str]]] = {}
     for name, samples in splits.items():
         for index in range(len(samples)):
             for source in samples.sources(index)[:1]:
-                digest = hashlib.blake2b(Path(source).read_bytes(), digest_size=16).hexdigest()
-                other, path = seen.setdefault(digest, (name, source))
-                if other != name:
-                    leaks.append(f"{source} ({name}) is the same image as {path} ({other})")
-    return leaks
+                alike.setdefault(os.stat(source).st_size, []).append((source, name))
+    suspects = [file for files in alike.values() if len({name for _, name in files}) > 1 for file in files]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(_digest, [source for source, _ in suspects]))
+    first: dict[bytes, tuple[str, str]] = {}
+    leaks = []
+    for digest, (source, name) in zip(digests, suspects, strict=True):
+        other, split = first.setdefault(digest, (source, name))
+        if split != name:
+            leaks.append(f"{source} ({name}) = {other} ({split})")
+    if not leaks:
+        return []
+    leaks.sort()
+    count = f"{len(leaks)} image{'s stand' if len(leaks) > 1 else ' stands'} in another split too, to the byte"
+    more = f", and {len(leaks) - NAMED} more" if len(leaks) > NAMED else ""
+    where = _listing("data_duplicates.txt", leaks) if more else ""
+    return [f"{count}: {', '.join(leaks[:NAMED])}{more}{where}"]
+
+
+def _digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def _fingerprint(splits: dict[str, Samples], rules: str) -> str:

@@ -2,18 +2,20 @@
 
 A batch is a dict. Every task's has
 
-- `image`: uint8 (B, C, H, W), or float in [0, 1] after photometric augmentation;
+- `image`: uint8 (B, C, H, W), or float in [0, 1] after augmentation on the device;
 - `id`: list of str, what to call a sample in pictures and reports;
 - `is_pad`: bool (B,), a sample that only evens out the processes; metrics leave it out.
 
 Evaluation batches have `size` and `original_size`, lists of (height, width): of each image as the network sees it, and
 as stored. Smaller images of a batch are padded at the bottom and right. Targets: `mask` long (B, H, W),
 `boxes` float xyxy in pixels and `labels` long (lists, one per image), `depth` float (B, H, W) in metres with 0 unknown,
-`label` long (B,).
+`label` long (B,), or, where images may have any number of classes, float (B, C), 1 for those that an image has; in
+training batches of mixed images, shares of the classes, float (B, C).
 """
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,7 +28,17 @@ from torchvision.transforms import v2
 
 from framework.data.check import check_splits
 from framework.data.images import find_images, read_image
-from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, Sample, SampleKey, Samples, collate
+from framework.data.loader import (
+    KeyedBatches,
+    KeyedLoader,
+    KeyedSamples,
+    Sample,
+    SampleKey,
+    Samples,
+    Transform,
+    collate,
+)
+from framework.data.progressive import Progressive, Stage, recount_batches
 from framework.data.transforms import EvalTransform, Photometric, TrainTransform
 from framework.errors import ConfigError, DataError
 
@@ -52,6 +64,8 @@ class VisionData(LightningDataModule, ABC):
     classes: tuple[str, ...]
     channels: int
     ignore_index: int | None = None
+    multi_label: bool = False  # whether images have any number of classes
+    progressive: Progressive | None = None  # the stages of training, if it goes by stages
 
     def __init__(
         self,
@@ -127,11 +141,13 @@ class VisionData(LightningDataModule, ABC):
             DataError: Files are wrong; or there are fewer training samples than a batch.
         """
         splits = self.splits()
-        length = len(splits["train"]) * self.repeats
-        if length < self.batch_size:
+        length = self.epoch_length()
+        largest = max((self.progressive and self.progressive.batch_size) or [self.batch_size])
+        if length < largest:
+            where = "data.batch_size" if largest == self.batch_size else "the batch sizes of data.progressive"
             raise DataError(
-                f"the train split gives {length} samples an epoch, fewer than one batch of {self.batch_size}, so "
-                f"nothing would be trained: lower data.batch_size to at most {length}, or raise data.repeats"
+                f"the train split gives {length} samples an epoch, fewer than one batch of {largest}, so "
+                f"nothing would be trained: lower {where} to at most {length}, or raise data.repeats"
             )
         if self._checked or not self.check:
             return []
@@ -145,15 +161,43 @@ class VisionData(LightningDataModule, ABC):
 
     # Loaders.
 
-    def train_batches(self, world_size: int = 1) -> int:
-        """Return how many batches an epoch gives each of `world_size` processes."""
-        return len(self.splits()["train"]) * self.repeats // (self.batch_size * world_size)
+    def epoch_length(self) -> int:
+        """Return how many training samples an epoch visits, over all processes."""
+        return len(self.splits()["train"]) * self.repeats
+
+    def epoch_order(self) -> Callable[[int], list[int]] | None:
+        """Return what gives an epoch's training samples in order; None: a random permutation of all of them."""
+        return None
+
+    def train_batches(
+        self, world_size: int = 1, epoch: int = 0, epochs: int | None = None, limit: int | float = 1.0
+    ) -> int:
+        """Return how many batches an epoch gives each of `world_size` processes.
+
+        Args:
+            world_size: All processes.
+            epoch: The epoch; it matters only where training goes by stages.
+            epochs: Epochs of the whole run; None: one for each stage.
+            limit: The trainer's `limit_train_batches`: how many at most, or which share.
+        """
+        batch_size: int = self.batch_size
+        if self.progressive is not None:
+            batch_size = self.progressive.at(epoch, epochs or self.progressive.count).batch_size or batch_size
+        batches = self.epoch_length() // (batch_size * world_size)
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def stage_sizes(self) -> list[tuple[int, int]]:
+        """Return the (height, width) of training images stage by stage; none where no stage changes it."""
+        return list((self.progressive and self.progressive.image_size) or [])
+
+    def train_transform(self) -> Transform:
+        """Return what is done to each training sample in a worker."""
+        transforms = self.train_transforms if self.train_transforms is not None else self.default_transforms()
+        return TrainTransform(self.resize, transforms, self.photometric)
 
     def train_dataloader(self) -> KeyedLoader:
         """Return the training loader."""
-        transforms = self.train_transforms if self.train_transforms is not None else self.default_transforms()
-        transform = TrainTransform(self.resize, transforms, self.photometric)
-        return self._loader(KeyedSamples(self.splits()["train"], transform, self.seed), shuffle=True)
+        return self._loader(KeyedSamples(self.splits()["train"], self.train_transform(), self.seed), shuffle=True)
 
     def val_dataloader(self) -> KeyedLoader:
         """Return the validation loader."""
@@ -206,9 +250,11 @@ class VisionData(LightningDataModule, ABC):
     def _loader(self, dataset: KeyedSamples, shuffle: bool) -> KeyedLoader:
         rank = self.trainer.global_rank if self.trainer is not None else 0
         world = self.trainer.world_size if self.trainer is not None else 1
-        length = len(dataset.samples) * (self.repeats if shuffle else 1)
+        length, order = (self.epoch_length(), self.epoch_order()) if shuffle else (len(dataset.samples), None)
         reshuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world, reshuffle)
+        stage = self._stage if shuffle and self.progressive is not None else None
+        began = self._epoch_began if stage is not None and self.trainer is not None else None
+        batches = KeyedBatches(length, self.batch_size, self.seed, shuffle, rank, world, reshuffle, order, stage, began)
         workers = self.worker_count(world)
         return KeyedLoader(
             dataset,
@@ -218,6 +264,19 @@ class VisionData(LightningDataModule, ABC):
             pin_memory=torch.cuda.is_available(),
             collate_fn=partial(collate, fills={"mask": self.ignore_index or 0}),
         )
+
+    def _stage(self, epoch: int) -> Stage:
+        assert self.progressive is not None
+        return self.progressive.at(epoch, self._epochs() or self.progressive.count)
+
+    def _epochs(self) -> int | None:
+        return self.trainer.max_epochs if self.trainer is not None else None
+
+    def _epoch_began(self, epoch: int) -> None:
+        trainer = self.trainer
+        if trainer is not None and self.progressive is not None and self.progressive.batch_size is not None:
+            limit = trainer.limit_train_batches
+            recount_batches(trainer, self.train_batches(trainer.world_size, epoch, self._epochs(), limit))
 
     def worker_count(self, world_size: int = 1) -> int:
         """Return the number of loader processes: as configured, else half the cores a process has, at most 8."""

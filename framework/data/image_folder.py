@@ -40,7 +40,12 @@ class ImageFolder(ClassificationData):
                 f"{self.root} needs a folder for each of at least 2 classes, in {self.root}/train, val and test or "
                 f"directly in it; found {', '.join(sorted(names)) or 'none'}"
             )
-        self.state_classes(sorted(names))
+        self.class_folders = sorted(names)
+        self.state_classes(self.name_classes(self.class_folders))
+
+    def name_classes(self, folders: list[str]) -> list[str]:
+        """Return the names of the classes, given those of their folders."""
+        return folders
 
     def split(self, name: SplitName) -> LabelledFiles | None:
         """Return a split; None for `test` if there is none.
@@ -54,8 +59,8 @@ class ImageFolder(ClassificationData):
             return None
         paths: list[Path] = []
         labels: list[int] = []
-        for label, class_name in enumerate(self.classes):
-            found = _images(folder / class_name)
+        for label, class_folder in enumerate(self.class_folders):
+            found = _images(folder / class_folder)
             if divided:
                 held_out = hold_out(found, self.val_fraction)
                 found = [path for path in found if (path in held_out) == (name == "val")]

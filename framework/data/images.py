@@ -1,5 +1,6 @@
 """Decoding: any image or mask file to integers, or an error that names the file."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,7 +46,7 @@ class Decoded(NamedTuple):
     lossy: bool
 
 
-def decode(path: Path, at_least: int | None = None) -> Decoded:
+def decode(path: Path, at_least: int | None = None, content: bytes | None = None) -> Decoded:
     """Decode a whole file with its EXIF rotation applied.
 
     Pillow, because torchvision's decoder crashes the process on a damaged PNG.
@@ -53,12 +54,13 @@ def decode(path: Path, at_least: int | None = None) -> Decoded:
     Args:
         path: The file.
         at_least: Shorter side that will be needed: a much larger JPEG is decoded at a half, quarter or eighth.
+        content: The file's bytes, where they do not lie at `path`, which then only names them.
 
     Raises:
         DataError: The file is missing, empty, truncated, no image, or animated.
     """
     try:
-        image = Image.open(path)
+        image = Image.open(path if content is None else BytesIO(content))
         if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
             raise DataError(f"{path} is animated: save the frame that is meant as an image of its own")
         width, height = image.size
@@ -69,7 +71,7 @@ def decode(path: Path, at_least: int | None = None) -> Decoded:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except UnidentifiedImageError:
-        size = path.stat().st_size
+        size = path.stat().st_size if content is None else len(content)
         what = "is empty (0 bytes)" if size == 0 else f"is no image that Pillow can read ({size} bytes)"
         raise DataError(f"{path} {what}: replace or remove it") from None
     except Image.DecompressionBombError as error:
@@ -77,12 +79,12 @@ def decode(path: Path, at_least: int | None = None) -> Decoded:
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}): replace or remove it") from None
     full = (width, height) if rotated else (height, width)
-    return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image), image.format == "JPEG")
+    return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image, content), image.format == "JPEG")
 
 
-def _is_deep(path: Path, image: Image.Image) -> bool:
+def _is_deep(path: Path, image: Image.Image, content: bytes | None) -> bool:
     if image.format == "PNG":
-        with path.open("rb") as file:
+        with path.open("rb") if content is None else BytesIO(content) as file:
             return file.read(25)[24] > 8  # the header's bit depth
     bits = getattr(image, "tag_v2", {}).get(258, 8)  # a TIFF's BitsPerSample
     return image.mode.startswith(("I", "F")) or max(bits if isinstance(bits, tuple) else (bits,)) > 8
@@ -95,15 +97,15 @@ class Pixels(NamedTuple):
     size: tuple[int, int]
 
 
-def read_image(path: Path, channels: int = 3, at_least: int | None = None) -> Pixels:
-    """Read an image file.
+def read_image(path: Path, channels: int = 3, at_least: int | None = None, content: bytes | None = None) -> Pixels:
+    """Read an image file, or one whose bytes are given.
 
     Grey is repeated to RGB, alpha is dropped, palettes and CMYK become RGB.
 
     Raises:
         DataError: The file cannot be read, or has more than 8 bits a channel, which would be clipped silently.
     """
-    image, size, deep, _ = decode(path, at_least)
+    image, size, deep, _ = decode(path, at_least, content)
     if deep:
         raise DataError(
             f"{path} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits with a range you choose"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from framework.clock import keyed_randomness, permutation
+from framework.data.progressive import Stage
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
@@ -42,6 +43,7 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     epoch: int
     is_pad: bool = False
+    stage: Stage | None = None
 
 
 class KeyedSamples(Dataset[Sample]):
@@ -57,8 +59,13 @@ class KeyedSamples(Dataset[Sample]):
         self.samples, self.transform, self.seed = samples, transform, seed
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """Read and transform one sample; `is_pad` marks one that only evens out the processes."""
+        """Read and transform one sample; `is_pad` marks one that only evens out the processes.
+
+        Where training goes by stages, the transform finds the sample's under `stage`, and takes it out.
+        """
         sample = self.samples.read(key.index % len(self.samples))
+        if key.stage is not None:
+            sample = {**sample, "stage": key.stage}
         with keyed_randomness(self.seed, "sample", key.epoch, key.index):
             sample = self.transform(sample)
         return {**sample, "is_pad": key.is_pad}
@@ -67,8 +74,9 @@ class KeyedSamples(Dataset[Sample]):
 class KeyedBatches:
     """Batches of sample keys for one process of many.
 
-    Training: a fresh permutation each epoch, dealt out round robin, the incomplete last batch left out. Evaluation:
-    in order, the last batch kept; processes that would get one sample less get a pad, which metrics leave out.
+    Training: a fresh permutation each epoch, or the order given, dealt out round robin, the incomplete last batch left
+    out. Evaluation: in order, the last batch kept; processes that would get one sample less get a pad, which metrics
+    leave out.
 
     Args:
         length: Samples an epoch.
@@ -78,6 +86,9 @@ class KeyedBatches:
         reshuffle: A new order each epoch; False keeps the first, for overfitting a few batches on purpose.
         rank: This process.
         world_size: All processes.
+        order: Gives the `length` samples of an epoch in training order; None: a permutation of all of them.
+        stage: Gives the stage of an epoch, which travels with its keys and may have a batch size of its own.
+        began: Told the epoch whose order comes next.
     """
 
     def __init__(
@@ -89,35 +100,51 @@ class KeyedBatches:
         rank: int = 0,
         world_size: int = 1,
         reshuffle: bool = True,
+        order: Callable[[int], list[int]] | None = None,
+        stage: Callable[[int], Stage] | None = None,
+        began: Callable[[int], None] | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world_size, self.reshuffle = rank, world_size, reshuffle
+        self.order, self.stage, self.began = order or self._permutation, stage, began
         self.epoch = 0
         self.start = 0  # batches of this epoch that an interrupted run has already seen
         self.sampler = self  # Lightning calls set_epoch on batch_sampler.sampler, not on the batch sampler
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+        if self.began is not None:
+            self.began(epoch)
 
     def __len__(self) -> int:
         if self.shuffle:
-            return self.length // (self.batch_size * self.world_size)
+            return self.length // (self._size() * self.world_size)
         return -(-self._own() // self.batch_size)
+
+    def _size(self) -> int:
+        """Return the batch size of this epoch."""
+        stage = self.stage(self.epoch) if self.stage is not None else None
+        return stage.batch_size if stage is not None and stage.batch_size is not None else self.batch_size
+
+    def _permutation(self, epoch: int) -> list[int]:
+        return permutation(self.length, self.seed, "order", epoch)
 
     def _own(self) -> int:
         return -(-self.length // self.world_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        start, self.start = self.start, 0
+        start, self.start, size = self.start, 0, self._size()
         if self.shuffle:
-            order = permutation(self.length, self.seed, "order", self.epoch if self.reshuffle else 0)
-            keys = [SampleKey(index, self.epoch) for index in order[self.rank :: self.world_size]]
+            stage = self.stage(self.epoch) if self.stage is not None else None
+            order = self.order(self.epoch if self.reshuffle else 0)
+            keys = [SampleKey(index, self.epoch, stage=stage) for index in order[self.rank :: self.world_size]]
         else:
             indices = range(self.rank, self._own() * self.world_size, self.world_size)
             keys = [SampleKey(min(index, self.length - 1), 0, index >= self.length) for index in indices]
         for batch in range(start, len(self)):
-            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield keys[batch * size : (batch + 1) * size]
 
 
 class KeyedLoader:
@@ -145,6 +172,15 @@ class KeyedLoader:
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
+
+    @property
+    def _iterator(self) -> Any:
+        """The iterator that persistent workers serve: Lightning looks for it to end them when a run ends."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the number of its batches already handed out."""

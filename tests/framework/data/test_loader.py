@@ -76,6 +76,15 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(workers, stop):
     assert (second.batch_sampler.epoch == 2) == (stop == 5)
 
 
+def test_an_epoch_cut_short_leaves_nothing_out_of_the_next():
+    first = loader()
+    batches = iter(first)
+    next(batches)  # all that trainer.limit_train_batches lets through
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert same(epoch(second, 1), epoch(loader(), 1))
+
+
 def test_processes_share_an_epoch_without_overlap():
     parts = [
         [name for names, _ in epoch(loader(length=24, rank=rank, world=3), 0) for name in names] for rank in range(3)
@@ -110,4 +119,4 @@ def test_collate_pads_smaller_tensors_with_their_fill():
 
 
 def test_keys_survive_as_tuples():
-    assert SampleKey(3, 1) == (3, 1, False)
+    assert SampleKey(3, 1) == (3, 1, False, None)
