@@ -13,8 +13,13 @@ import pytest
 
 from framework.conformance.training import build_task, heads_by_task, predict_once, train_once
 from framework.registry import advertised
+from plugins.alexnet import AlexNet
+from plugins.convnext_ladder import ConvNeXtLadder
 from plugins.dinov2 import DINOv2
 from plugins.huggingface import HuggingFace
+from plugins.inception import InceptionV3
+from plugins.lenet import LeNet
+from plugins.shiftvit import ShiftViT
 from plugins.timm import Timm
 from plugins.torchvision import TorchVision
 
@@ -22,8 +27,12 @@ PAGE = Path(__file__).parents[1] / "docs/matrix.md"
 TIMM = {
     "ResNet": "resnet18",
     "EfficientNet-Lite": "tf_efficientnet_lite0",
+    "EfficientNetV2": "efficientnetv2_rw_t",
+    "MobileNetV1": "mobilenetv1_100",
+    "MobileNetV2": "mobilenetv2_050",
     "MobileNetV3": "mobilenetv3_small_100",
     "ConvNeXt": "convnext_atto",
+    "ConvNeXt V2": "convnextv2_atto",
     "Swin": "swin_tiny_patch4_window7_224",
     "ViT, patch 16": "vit_tiny_patch16_224",
     "DINOv2 with registers, patch 14": "vit_small_patch14_reg4_dinov2",
@@ -31,6 +40,7 @@ TIMM = {
 TORCHVISION = {
     "ResNet": "resnet18",
     "VGG": "vgg11_bn",
+    "GoogLeNet": "googlenet",
     "DenseNet": "densenet121",
     "MobileNetV3": "mobilenet_v3_small",
     "RegNet": "regnet_y_400mf",
@@ -51,10 +61,16 @@ FAMILIES = {
         f"HuggingFace: {family}": partial(HuggingFace, name, pretrained=False, config=config)
         for family, (name, config) in HUGGINGFACE.items()
     },
+    "LeNet: LeNet-5": LeNet,
+    "AlexNet: with response normalisation": partial(AlexNet, lrn=True),
+    "InceptionV3: Inception v3": InceptionV3,
+    "ShiftViT: a small one": partial(ShiftViT, embed_dim=24, depths=[1, 1, 2, 1]),
+    "ConvNeXtLadder: the ResNet it begins with": partial(ConvNeXtLadder, "resnet"),
+    "ConvNeXtLadder: the ConvNeXt it ends with": ConvNeXtLadder,
 }
 HEADS = [(task.name, head.name) for task, head in heads_by_task()]
-SAMPLE = [  # each family once, each head at least once
-    (family, *HEADS[index % len(HEADS)]) for index, family in enumerate(FAMILIES)
+SAMPLE = [  # every head once, each under another family
+    (list(FAMILIES)[5 * index % len(FAMILIES)], *head) for index, head in enumerate(HEADS)
 ]
 
 

@@ -32,7 +32,8 @@ from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRe
 from framework.tasks.base import Task, knows_fused, total_steps
 from framework.tracking.pictures import Pictures
 
-HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "score")  # what is printed at the end
+HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", "ap", "exact_match", "score")
+MOST_CLASSES = 20  # more have their own figures in metrics.json alone
 OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 TOP_KEYS = frozenset(
     {"seed_everything", "trainer", "model", "data", "run", "plugins", "ckpt_path", "weights_only", "verbose"}
@@ -85,6 +86,7 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.init_args.class_names", list, apply_on="instantiate")
+        parser.link_arguments("data.multi_label", "model.init_args.multi_label", apply_on="instantiate")
         parser.link_arguments("data.ignore_index", "model.init_args.ignore_index", apply_on="instantiate")
         parser.link_arguments("data.channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
 
@@ -166,8 +168,10 @@ class ExperimentCLI(LightningCLI):
                 print(f"warning: {warning}", file=sys.stderr)
         if self.subcommand == "fit":
             total_steps(self.trainer, self.datamodule)
-            for split in ("train", "val"):
-                self.model.try_size(*self.datamodule.example(split)["image"].shape[-2:])
+            self.model.check_data(self.datamodule)
+            sizes = [self.datamodule.example(split)["image"].shape[-2:] for split in ("train", "val")]
+            for size in dict.fromkeys([*self.datamodule.stage_sizes(), *map(tuple, sizes)]):
+                self.model.try_size(*size)
         config = self.plain_config()
         self.started.append(self)
         self.run.create(yaml.safe_dump(config, sort_keys=False))
@@ -206,7 +210,9 @@ class ExperimentCLI(LightningCLI):
         arguments = self.plain_config()["model"]["init_args"]
         chosen = arguments["optimizer"] or {"class_path": "AdamW", "init_args": {}}
         name, rate = chosen["class_path"].rpartition(".")[2], chosen["init_args"].get("lr")
-        steps, images = total_steps(self.trainer, self.datamodule), self.datamodule.batch_size * self.trainer.world_size
+        plan, steps = self.datamodule.progressive, total_steps(self.trainer, self.datamodule)
+        batches = (plan.batch_size if plan is not None else None) or [self.datamodule.batch_size]
+        images = " to ".join(str(size * self.trainer.world_size) for size in dict.fromkeys([batches[0], batches[-1]]))
         return (
             f"recipe   {name}{' fused' if knows_fused(self.model.optimizer) else ''}, learning rate {rate}, "
             f"{type(self.model.schedule).__name__} over {steps} steps of {images} images, "
@@ -254,8 +260,9 @@ class ExperimentCLI(LightningCLI):
         """Print the final figures and where everything is."""
         if not self.trainer.is_global_zero:
             return
+        few = len(self.model.class_names) <= MOST_CLASSES
         for name, value in self.record.final.items():
-            if name.split("/")[1] in HEADLINES and value is not None:
+            if name.split("/")[1] in HEADLINES and value is not None and (few or name.count("/") == 1):
                 print(f"{name:24} {value:.4f}")
         where = {
             "checkpoints": "checkpoints",
@@ -318,6 +325,7 @@ def check_keys(layers: Sequence[Layer], trust: Sequence[str], plugins: Sequence[
     door = Door(groups, adverts, trusted)
     for layer in layers:
         door.check(layer)
+    door.check_tasks()
 
 
 def run_experiment(

@@ -1,6 +1,7 @@
 """The entry points: help and mistakes are answered before torch is imported; one place turns errors into exit codes."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,7 +19,9 @@ COMMANDS = {
 }
 OTHERS = {
     "plugins": "list, show, write and check plugins",
+    "compare": "architectures side by side: counted, measured and published",
     "config": "check experiment files without training",
+    "schedule": "print and plot every schedule of an experiment before it runs",
     "schema": "print the JSON Schema of experiments, for editors",
 }
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
@@ -117,6 +120,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
 def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str], plugins: list[Path]) -> int:
     layers = [*(read_layer(file) for file in files), option_layer(options)]  # mistakes in YAML cost no import of torch
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/configuration.md
     from framework.cli.experiment import run_experiment
 
     return run_experiment(command, files, options, layers, trust, plugins)

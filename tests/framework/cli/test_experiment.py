@@ -56,7 +56,8 @@ def test_a_run_leaves_everything_in_its_folder(run, capsys):
     best = max(float(row["val/score"]) for row in rows)
     assert metrics["val/score"] == pytest.approx(best, abs=1e-6)
     pictures = sorted(path.name for path in (folder / "pictures").iterdir())
-    assert pictures == ["test_best.png", "val_best.png", "val_epoch_000.png", "val_epoch_001.png"]
+    best = [f"{split}_best{what}.png" for split in ("test", "val") for what in ("", "_confusion")]
+    assert pictures == [*best, "val_epoch_000.png", "val_epoch_001.png"]
     for name in ("checkpoints", "metrics.json", "pictures", "config.yaml"):
         assert (
             str(folder / name)
@@ -120,6 +121,19 @@ def test_callbacks_are_added_not_replaced(run):
         "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/score", "--trainer.callbacks.mode=max"
     )
     assert (folder / "checkpoints/best.ckpt").exists()
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(run):
+    stop = "--trainer.callbacks+=EarlyStopping"
+    watched = [
+        "--trainer.callbacks.monitor=val/score",
+        "--trainer.callbacks.mode=max",
+        "--trainer.callbacks.patience=2",
+    ]
+    folder = run(stop, *watched, "--trainer.max_epochs=9", "--model.freeze=all", "--model.optimizer.lr=0")
+    assert [row["epoch"] for row in csv.DictReader((folder / "metrics.csv").open())] == ["0", "1", "2"]
+    best = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == 0
 
 
 def test_a_user_class_is_used_once_its_module_is_trusted(run, tmp_path):
@@ -219,7 +233,7 @@ def test_the_run_of_wandb_ends_with_the_command(run):
     wandb.teardown()
     recorded = read_offline_run(folder)
     assert recorded.exit_code == 0
-    assert "test/miou" in recorded.history[-1]
+    assert any("test/miou" in row for row in recorded.history)
 
 
 @pytest.mark.slow
