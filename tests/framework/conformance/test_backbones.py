@@ -26,7 +26,7 @@ from plugins.torchvision import TorchVision
 from tests.framework.conformance.wrong_backbones import MISTAKES, LooksAtValues, WrongStride
 from tests.tiny import Tiny
 
-REAL = {  # one of a kind; `pytest -m matrix` tries every architecture that has a name (test_architectures.py)
+REAL = {  # one of a kind; `pytest -m matrix` tries every architecture that has a name (test_every_architecture.py)
     "timm test_resnet": partial(Timm, "test_resnet"),
     "timm test_vit": partial(Timm, "test_vit"),
     "timm test_convnext": partial(Timm, "test_convnext"),
