@@ -90,9 +90,9 @@ def count(net: nn.Module, size: int) -> Cost | None:
     images = torch.zeros(2, in_channels(net), size, size, device=parameter.device if parameter is not None else "cpu")
     try:
         flops = flop_count(net, images[:1])
+        kept = activation_bytes(net, images) // len(images)  # two: batch norm refuses one cell of one image
     except (AssertionError, RuntimeError, ValueError):  # what networks raise for a size that they do not take
         return None
-    kept = activation_bytes(net, images) // len(images)  # two: batch norm refuses one cell of one image
     return Cost(size, parameter_count(net), flops // 2, kept)
 
 

@@ -27,6 +27,9 @@ CLASS_KEYS = {
 }
 """Keys whose plain string is a class, and the kind of plugin that it is; None: other libraries have some too."""
 
+SOLE = {"mix": "Mix", "rand_augment": "RandAugment", "progressive": "Progressive", "photometric": "Photometric"}
+"""Keys of which one class is meant when none is written."""
+
 LINKED = {
     ("model", "num_classes"): "the number of classes",
     ("model", "class_names"): "the class names",
@@ -115,6 +118,8 @@ class Door:
         elif isinstance(value, dict):
             if isinstance(value.get("class_path"), str):
                 self._name_class(layer, (*path, "class_path"), place, value["class_path"])
+            elif place not in self.classes and place[-1] in SOLE and SOLE[place[-1]] in self.adverts:
+                self.classes[place] = self.adverts[SOLE[place[-1]]].load()
             if place in self.classes:
                 self._arguments(layer, path, place, value)
 

@@ -396,6 +396,7 @@ def hush() -> None:
         ".*does not have many workers.*",  # chosen from the cores, or by the user
         "Found .* module.* in eval mode",  # frozen layers rest
         "It is recommended to use `self.log",  # metrics are over all processes already
+        "No positive samples found in target",  # such a class has no average precision, and its figure is NaN
         "Be aware that when using `ckpt_path`",  # a test needs no checkpoint callbacks
         "The dirpath has changed from",  # going on from another run's checkpoint is meant
         "Couldn't infer the batch indices",  # predictions carry the ids of their images

@@ -20,7 +20,15 @@ from framework.cli.timeline import Group, Span, Timeline, count_of, setting_name
 BARS = "▁▂▃▄▅▆▇█"
 PLOT_WIDTH = 40  # characters of a plot in the terminal
 MOST_COLUMNS = 8  # stages that fit into a terminal; of more, the first and the last are printed
-COUNTED = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "num_nodes")  # for the steps
+COUNTED = (  # for the steps
+    "max_epochs",
+    "max_steps",
+    "limit_train_batches",
+    "accumulate_grad_batches",
+    "num_nodes",
+    "overfit_batches",
+    "fast_dev_run",
+)
 PLACED = ("accelerator", "devices", "strategy")  # for the processes
 
 

@@ -1,5 +1,6 @@
 """Classification data: images with a class each, or with any number of classes."""
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -280,14 +281,23 @@ class ClassificationData(VisionData):
         """Set the class names.
 
         Raises:
-            DataError: There are fewer than two, or one stands twice.
+            DataError: There are fewer than two, one stands twice, or one cannot be written down.
         """
         if len(classes) < 2:
             raise DataError(f"classification needs at least 2 classes, got {len(classes)}: {', '.join(classes)}")
         twice = {name for name in classes if classes.count(name) > 1} if len(set(classes)) < len(classes) else set()
         if twice:
             raise DataError(f"the classes must differ, but {', '.join(sorted(twice)[:5])} stand twice")
+        strange = [name for name in classes if name != name.encode("utf-8", "replace").decode()]
+        if strange:
+            raise DataError(f"a class is named {strange[0]!r}, which is no UTF-8: rename it, or its folder")
         self.classes = tuple(classes)
+
+    def rules(self) -> str:
+        """Return everything besides the files that the data check's verdict depends on: the labels are not in them."""
+        labels = [(name, getattr(samples, "labels", None)) for name, samples in self.splits().items()]
+        digest = hashlib.blake2b(repr(labels).encode(errors="surrogateescape"), digest_size=16)
+        return f"{super().rules()} {digest.hexdigest()}"
 
     def _eval_loader(self, samples: Samples) -> KeyedLoader:
         crop = CentreCrop(self.resize, self.image_size, self.eval_crop)

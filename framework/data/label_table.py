@@ -155,7 +155,18 @@ def listed_classes(table: Path) -> list[str] | None:
 
 
 def found_classes(entries: Iterable[Entry]) -> list[str]:
-    """Return the labels that there are: whole numbers by size, else by alphabet."""
+    """Return the labels that there are: whole numbers by size, else by alphabet.
+
+    Raises:
+        DataError: They are whole numbers, and some are negative.
+    """
     labels = {label for entry in entries for label in entry.labels}
+    if labels and all(label.removeprefix("-").isdecimal() for label in labels):
+        negative = sorted(label for label in labels if label.startswith("-"))
+        if negative:
+            raise DataError(
+                f"the labels are numbers, and some are negative ({', '.join(negative[:3])}): a class is at least 0; "
+                "leave such rows out, or list all classes in classes.txt"
+            )
     numbers = all(label.isdecimal() for label in labels)
     return sorted(labels, key=lambda label: (int(label) if numbers else 0, label))

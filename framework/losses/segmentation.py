@@ -207,6 +207,10 @@ class SegmentationLoss(nn.Module, ABC):
     def forward(self, logits: Tensor, mask: Tensor, ignore_index: int) -> Tensor:
         """Compute the loss of logits (B, C, H, W), float, for a mask (B, H, W), long."""
 
+    def image_weights(self, mask: Tensor, ignore_index: int) -> Tensor:
+        """Return how much each image counts (B,) where this loss is averaged over images; all the same by default."""
+        return torch.ones(len(mask), device=mask.device)
+
     def check(self, num_classes: int) -> None:  # nothing to check is a fine default
         """Raise a ConfigError if the loss does not fit this number of classes."""
 
@@ -232,7 +236,15 @@ class WeightedLoss(SegmentationLoss):
             )
 
 
-class CrossEntropy(WeightedLoss):
+class _OfClass(WeightedLoss):
+    """A loss in which every image counts by the weight of its class."""
+
+    def image_weights(self, mask: Tensor, ignore_index: int) -> Tensor:
+        """Return the sum of the weights of each image's pixels (B,)."""
+        return _pixel_weights(mask, ignore_index, self.class_weights, torch.float32).flatten(1).sum(1)
+
+
+class CrossEntropy(_OfClass):
     """Cross entropy, averaged over pixels.
 
     Args:
@@ -256,7 +268,7 @@ class CrossEntropy(WeightedLoss):
         return cross_entropy(logits, mask, ignore_index, self.class_weights, self.label_smoothing)
 
 
-class Focal(WeightedLoss):
+class Focal(_OfClass):
     """Cross entropy that plays down pixels which are right already.
 
     Args:

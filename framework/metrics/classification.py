@@ -1,4 +1,4 @@
-"""What a split of classified images is counted with: sums that add up over batches and processes, no list of images."""
+"""What a split of classified images is counted with, over batches and processes: sums, but for average precision."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class ClassificationMetrics(nn.Module, ABC):
         self.loss, self.calibration = MeanMetric(), CalibrationError()
 
     @abstractmethod
-    def update(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
-        """Count images: logits (B, C), their labels, and the loss of each (B,)."""
+    def update(self, logits: Tensor, label: Tensor, loss: Tensor, weight: Tensor) -> None:
+        """Count images, or none: logits (B, C), their labels, the loss of each (B,), and what that counts (B,)."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
@@ -58,18 +58,23 @@ class SingleLabelMetrics(ClassificationMetrics):
     five, if there are more classes than that; `accuracy/NAME` that of the images of one class (its recall), NaN without
     images; `balanced_accuracy` the mean of those; `f1` the mean over classes that are there or predicted of
     2 TP / (2 TP + FP + FN); `calibration_error` see `CalibrationError`. All in [0, 1].
+
+    Args:
+        class_names: Names of the classes.
+        independent: Whether the logits are those of each class by itself, as a binary loss trains them.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], independent: bool = False) -> None:
         super().__init__(class_names)
+        self.independent = independent
         self.confusion = MulticlassConfusionMatrix(len(class_names), validate_args=False)
         self.top = MeanMetric()
 
-    def update(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
-        """Count images: logits (B, C), their classes (B,), long, and the loss of each (B,)."""
-        probability, predicted = logits.softmax(1).max(1)
+    def update(self, logits: Tensor, label: Tensor, loss: Tensor, weight: Tensor) -> None:
+        """Count images: logits (B, C), their classes (B,), long, the loss of each (B,), and what that counts (B,)."""
+        probability, predicted = self.probabilities(logits).max(1)
         self.confusion.update(predicted, label)
-        self.loss.update(loss)
+        self.loss.update(loss, weight)
         self.calibration.update(probability, predicted == label)
         best = logits.topk(min(TOP, logits.shape[1])).indices
         self.top.update((best == label[:, None]).any(1).float())
@@ -98,8 +103,8 @@ class SingleLabelMetrics(ClassificationMetrics):
         return [*single, *(f"accuracy/{name}" for name in self.class_names)]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probability of every class (B, C), of sum 1."""
-        return logits.softmax(1)
+        """Return the probability of every class (B, C), of sum 1 unless each is by itself."""
+        return logits.sigmoid() if self.independent else logits.softmax(1)
 
 
 class MultiLabelMetrics(ClassificationMetrics):
@@ -116,14 +121,14 @@ class MultiLabelMetrics(ClassificationMetrics):
         self.precision = MultilabelAveragePrecision(len(class_names), average="none", validate_args=False)
         self.counts, self.exact = ClassCounts(len(class_names)), MeanMetric()
 
-    def update(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
-        """Count images: logits (B, C), which classes they have (B, C), 0 or 1, and the loss of each (B,)."""
+    def update(self, logits: Tensor, label: Tensor, loss: Tensor, weight: Tensor) -> None:
+        """Count images: logits (B, C), their classes (B, C), 0 or 1, the loss of each (B,), what that counts (B,)."""
         probability, there = logits.sigmoid(), label > 0.5
         predicted = probability > 0.5
         self.precision.update(probability, there.long())
         self.counts.update(predicted, there)
         self.exact.update((predicted == there).all(1).float())
-        self.loss.update(loss)
+        self.loss.update(loss, weight)
         sure = torch.where(predicted, probability, 1 - probability)
         self.calibration.update(sure.flatten(), (predicted == there).flatten())
 

@@ -276,9 +276,38 @@ def total_steps(trainer: Trainer, data: Any) -> int:
     ends = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
     if epochs is not None:
         ends.append(sum(-(-count // trainer.accumulate_grad_batches) for count in batches[:epochs]))
+    if data.progressive is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        check_counts(trainer, data.progressive, batches, min(ends))
     if not ends:
         raise TrainingError("the run has no end: give trainer.max_epochs or trainer.max_steps")
     return min(ends)
+
+
+def check_counts(trainer: Trainer, plan: Any, batches: list[int], steps: int) -> None:
+    """Refuse limits under which a run that goes by stages would never train, or validate, in some of them.
+
+    Args:
+        trainer: The trainer.
+        plan: The stages.
+        batches: Batches of each epoch.
+        steps: Optimizer steps of the run.
+
+    Raises:
+        ConfigError: The run ends before its last stage begins, or an epoch ends before it would be validated.
+    """
+    first = plan.starts(len(batches))[-1]
+    begins = sum(-(-count // trainer.accumulate_grad_batches) for count in batches[:first])
+    if steps <= begins:
+        raise ConfigError(
+            f"trainer.max_steps: {steps} steps end before the last stage of data.progressive begins, at step {begins}: "
+            "lower trainer.max_epochs, over which the stages are spread"
+        )
+    interval = trainer.val_check_interval
+    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > min(batches):
+        raise ConfigError(
+            f"trainer.val_check_interval: with data.progressive an epoch has as few as {min(batches)} batches, fewer "
+            f"than {interval}: give a share of an epoch, such as 0.5"
+        )
 
 
 def planned_epochs(trainer: Trainer) -> int:

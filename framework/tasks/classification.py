@@ -58,8 +58,12 @@ class Classification(Task):
                 f"model.loss: {type(self.loss).__name__} wants one class for every image, and the data's have several: "
                 "take BinaryCrossEntropy or BinaryFocal"
             )
-        metrics: type[ClassificationMetrics] = MultiLabelMetrics if multi_label else SingleLabelMetrics
-        self.val_metrics, self.test_metrics = metrics(self.class_names), metrics(self.class_names)
+        self.val_metrics, self.test_metrics = self._metrics(), self._metrics()
+
+    def _metrics(self) -> ClassificationMetrics:
+        if self.multi_label:
+            return MultiLabelMetrics(self.class_names)
+        return SingleLabelMetrics(self.class_names, independent=self.loss.several_classes)
 
     @classmethod
     def example(cls, backbone: Backbone, head: Any = None) -> Self:
@@ -94,6 +98,25 @@ class Classification(Task):
         """Compute the loss of logits (B, num_classes) for classes (B,), long, or shares of them (B, C), float."""
         loss: Tensor = self.loss(logits[:, :, None, None], label[..., None, None], NONE_IGNORED)
         return loss
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the outputs mean."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["multi_label"] = self.multi_label
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose outputs mean something else.
+
+        Raises:
+            ConfigError: It was trained for other classes, or for images with one class each where these have several.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("multi_label", self.multi_label) != self.multi_label:
+            trained, given = ("several", "one") if checkpoint["multi_label"] else ("one", "several")
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint was trained for {trained} of the classes in each image, and the data has "
+                f"{given}"
+            )
 
     def check_data(self, data: Any) -> None:
         """Refuse data that mixes images under a loss that knows whole classes only.
@@ -135,9 +158,9 @@ class Classification(Task):
     def _evaluate(self, batch: Batch, metrics: ClassificationMetrics) -> STEP_OUTPUT:
         everything = self.predict_logits(batch)
         logits, label = unpadded(batch, everything), unpadded(batch, batch["label"])
-        if len(label):
-            each = [self.compute_loss(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
-            metrics.update(logits, label, torch.stack(each))
+        each = [self.compute_loss(logits[i : i + 1], label[i : i + 1]) for i in range(len(label))]
+        weights = self.loss.image_weights(label[..., None, None], NONE_IGNORED)
+        metrics.update(logits, label, torch.stack(each) if each else logits.new_zeros(0), weights)
         return {"probabilities": metrics.probabilities(everything)}
 
     # Metrics are reset at the start, not at the end: what inference mode has touched, training may not touch again.

@@ -12,7 +12,8 @@ from framework.metrics.classification import MultiLabelMetrics, SingleLabelMetri
 
 def counted(metrics, logits, label, loss):
     for part in range(0, len(logits), 70):
-        metrics.update(logits[part : part + 70], label[part : part + 70], loss[part : part + 70])
+        rows = slice(part, part + 70)
+        metrics.update(logits[rows], label[rows], loss[rows], torch.ones(len(loss[rows])))
     computed = metrics.compute()
     assert list(computed) == metrics.names()
     return {name: float(value) for name, value in computed.items()}
@@ -64,18 +65,47 @@ def test_sureness_that_is_right_is_calibrated():
     p = torch.rand(20_000)
     right = (torch.rand(20_000) < p).long()
     metrics = SingleLabelMetrics(["a", "b"])
-    metrics.update(torch.stack([torch.zeros_like(p), p.logit()], 1), right, torch.zeros(20_000))
+    metrics.update(torch.stack([torch.zeros_like(p), p.logit()], 1), right, torch.zeros(20_000), torch.ones(20_000))
     assert float(metrics.compute()["calibration_error"]) < 0.02
     assert float(binary_calibration_error(p, right)) < 0.02
     metrics.reset()
-    metrics.update(torch.tensor([[0.0, 9.0]] * 10), torch.tensor([0] * 5 + [1] * 5), torch.zeros(10))
+    metrics.update(torch.tensor([[0.0, 9.0]] * 10), torch.tensor([0] * 5 + [1] * 5), torch.zeros(10), torch.ones(10))
     assert float(metrics.compute()["calibration_error"]) == pytest.approx(0.5, abs=1e-3)
 
 
 def test_nothing_is_kept_from_an_earlier_split():
     metrics = MultiLabelMetrics(["a", "b"])
-    metrics.update(torch.randn(5, 2), torch.ones(5, 2), torch.rand(5))
+    metrics.update(torch.randn(5, 2), torch.ones(5, 2), torch.rand(5), torch.ones(5))
     metrics.reset()
-    metrics.update(torch.tensor([[5.0, -5.0]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1))
+    metrics.update(torch.tensor([[5.0, -5.0]]), torch.tensor([[1.0, 0.0]]), torch.zeros(1), torch.ones(1))
     assert float(metrics.compute()["exact_match"]) == 1
     assert float(metrics.compute()["map"]) == 1
+
+
+def test_logits_of_each_class_by_itself_have_probabilities_by_themselves():
+    p = torch.rand(20_000)
+    right = torch.rand(20_000) < p
+    logits = torch.full((20_000, 10), -9.0)
+    logits[:, 3] = p.clamp(0.001, 0.999).logit()
+    label = torch.where(right, 3, 4)
+    metrics = SingleLabelMetrics([str(index) for index in range(10)], independent=True)
+    metrics.update(logits, label, torch.zeros(20_000), torch.ones(20_000))
+    assert float(metrics.compute()["calibration_error"]) < 0.02
+    torch.testing.assert_close(metrics.probabilities(logits), logits.sigmoid())
+
+
+@pytest.mark.parametrize("kind", [SingleLabelMetrics, MultiLabelMetrics])
+def test_a_batch_without_images_changes_nothing(kind):
+    """As the process has it whose share of a small split is one that only evens out the others'."""
+    metrics, label = kind(["a", "b"]), torch.tensor([0, 1, 1]) if kind is SingleLabelMetrics else torch.eye(3)[:, :2]
+    logits = torch.randn(3, 2)
+    for rows in (slice(0, 0), slice(0, 3), slice(0, 0)):
+        metrics.update(logits[rows], label[rows], torch.ones(3)[rows], torch.ones(3)[rows])
+    before = {name: float(value) for name, value in metrics.compute().items()}
+    metrics.reset()
+    metrics.update(logits, label, torch.ones(3), torch.ones(3))
+    assert {name: float(value) for name, value in metrics.compute().items()} == pytest.approx(before, nan_ok=True)
+    empty = kind(["a", "b"])
+    empty.update(logits[:0], label[:0], torch.ones(0), torch.ones(0))
+    if kind is MultiLabelMetrics:  # what such a process gathers with others must have as many dimensions as theirs
+        assert empty.precision.preds[0].shape == (0, 2)

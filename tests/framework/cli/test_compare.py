@@ -123,11 +123,12 @@ class TestTables:
 
     def test_another_size(self, call):
         Path("mine.py").write_text(OWN)
-        printed = call("resnet18", "lenet5", "mine.py", "--size", "110", "--out", "t.csv")
+        printed = call("resnet18", "lenet5", "inception_v3", "mine.py", "--size", "110", "--out", "t.csv")
         rows = table(Path("t.csv"))
         assert float(rows["resnet18"]["multiply_adds"]) == pytest.approx(1.814 / 4, rel=0.08)  # 7x7 cells become 4x4
         assert rows["lenet5"]["multiply_adds"] == ""
         assert "lenet5 does not take images of that size" in printed
+        assert "inception_v3 does not take images of that size" in printed
         assert "1.814 @224" in printed
         assert rows["Mine"]["size"] == "112", "the next multiple of 8"
 

@@ -1,3 +1,4 @@
+import os
 import shutil
 from fractions import Fraction
 
@@ -255,6 +256,12 @@ def test_a_root_without_classes_is_refused(tmp_path, flat):
     shutil.rmtree(flat / "red")
     shutil.rmtree(flat / "blue")
     with pytest.raises(DataError, match="found green"):
+        data(flat)
+
+
+def test_a_folder_whose_name_is_no_text_is_named(flat):
+    (flat / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(DataError, match=r"a class is named 'caf\\udce9', which is no UTF-8: rename it, or its folder"):
         data(flat)
 
 

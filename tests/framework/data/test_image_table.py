@@ -90,6 +90,17 @@ def test_numbers_without_a_list_are_names_by_size(photos):
     numbers = {"blue": 10, "green": 9, "red": 2}
     module = data(write("t.csv", [(path, numbers[label]) for path, label in rows(photos)]))
     assert module.classes == ("2", "9", "10")
+    with pytest.raises(DataError, match=r"some are negative \(-1\): a class is at least 0"):
+        data(write("t.csv", [(path, numbers[label] - 3) for path, label in rows(photos)]))
+
+
+def test_a_label_that_changed_is_looked_at_again(photos):
+    Path("classes.txt").write_text("blue\ngreen\nred\nrest\n")
+    lines = [*rows(photos)[1:], (rows(photos)[0][0], "rest")]
+    data(write("t.csv", lines), val_fraction=0.01).check_files()
+    write("t.csv", rows(photos))
+    with pytest.raises(DataError, match="no image of class rest"):
+        data("t.csv", val_fraction=0.01).check_files()
 
 
 # Several labels.

@@ -242,6 +242,11 @@ def test_a_run_of_too_few_epochs_stops_before_training(folder):
         fit(data(folder), max_epochs=2)
     with pytest.raises(ConfigError, match=r"give trainer\.max_epochs"):
         fit(data(folder), max_epochs=-1, max_steps=9)
+    with pytest.raises(ConfigError, match=r"max_steps: 1 steps end before the last stage .* lower trainer\.max_epochs"):
+        fit(data(folder), max_epochs=3, max_steps=1)
+    fewest = min(data(folder).train_batches(1, epoch, 3) for epoch in range(3))
+    with pytest.raises(ConfigError, match=rf"as few as {fewest} batches, fewer than {fewest + 1}: give a share"):
+        fit(data(folder), max_epochs=3, val_check_interval=fewest + 1)
     _, trainer = fit(data(folder), fast_dev_run=True, limit_val_batches=0)  # one step, to see that it runs
     assert trainer.global_step == 1
 

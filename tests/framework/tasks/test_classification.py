@@ -106,7 +106,18 @@ def test_pads_that_even_out_processes_are_not_counted():
     model.val_metrics.reset()
     padded["is_pad"][:] = True
     model.validation_step(padded, 0)
-    assert not model.val_metrics.confusion.update_called
+    assert int(model.val_metrics.confusion.compute().sum()) == 0
+
+
+def test_the_loss_of_a_split_is_weighted_as_in_training():
+    model = task(loss=CrossEntropy(class_weights=[1.0, 10.0, 0.0])).eval()
+    batch = model.example_batch(6, 16, 24)
+    batch["label"] = torch.tensor([0, 0, 0, 1, 2, 0])
+    for rows in (slice(0, 4), slice(4, 6)):
+        part = {name: value[rows] for name, value in batch.items()}
+        model.validation_step(part, 0)
+    expected = model.compute_loss(model(batch["image"]), batch["label"])
+    assert_close(model.val_metrics.compute()["loss"], expected.detach())
 
 
 # The network.
@@ -130,6 +141,14 @@ def test_predictions_do_not_depend_on_batch_mates():
     alone = torch.cat([model.predict_step(batch, 0) for batch in (small, large)])
     assert_close(together, alone)
     assert_close(together.sum(1), torch.ones(2))
+
+
+def test_a_checkpoint_for_one_class_is_none_for_several():
+    checkpoint = {}
+    task().on_save_checkpoint(checkpoint)
+    task().on_load_checkpoint(checkpoint)
+    with pytest.raises(ConfigError, match=r"trained for one of the classes in each image, and the data has several"):
+        task(multi_label=True).on_load_checkpoint(checkpoint)
 
 
 def test_contradictions_are_refused_at_the_door():
@@ -331,6 +350,13 @@ def test_what_is_made_for_another_task_is_refused(run, capsys, options, message)
     printed = capsys.readouterr().err
     assert message in printed
     assert len(printed.splitlines()) <= 10
+
+
+@pytest.mark.parametrize("key", ["mix", "rand_augment", "progressive", "photometric"])
+def test_a_typo_in_what_has_one_class_names_the_line(run, capsys, key):
+    Path("y.yaml").write_text(EXPERIMENT.replace("root: set,", f"root: set, {key}: {{magnitud: 1}},"))
+    run(config="y.yaml", code=2)
+    assert f"y.yaml:10: unknown key data.{key}.magnitud of " in capsys.readouterr().err
 
 
 def test_another_loss_is_one_option_away(run):
