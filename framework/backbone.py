@@ -99,7 +99,7 @@ class Backbone(nn.Module, ABC):
         """Split the parameters into stages, input to output, every parameter in exactly one."""
 
     @classmethod
-    def published(cls, *_: Any, **arguments: Any) -> nn.Module:
+    def published(cls, *_: Any, **arguments: Any) -> nn.Module | None:
         """Build the whole network as its paper counts it, so mostly with its classifier; optional.
 
         `framework compare` counts this network, so that its figures can be held against published ones.
@@ -110,12 +110,9 @@ class Backbone(nn.Module, ABC):
 
         Returns:
             The network at random weights, on the default device, for images (B, C, H, W), float. What it returns is
-            not looked at.
-
-        Raises:
-            NotImplementedError: The plugin does not say; then the backbone alone is counted.
+            not looked at. None: the plugin does not say, and the backbone alone is counted.
         """
-        raise NotImplementedError(f"{cls.__name__} does not say what its published network is")
+        return None
 
     def forward(self, images: Tensor) -> Features:
         """Compute the features of images (B, C, H, W), float in [0, 1].

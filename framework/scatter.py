@@ -6,15 +6,13 @@ from math import ceil, floor, log10, sqrt
 from pathlib import Path
 
 from framework.canvas import PAPER, Canvas, Colour, text_width
+from framework.chart import FAINT, GRID, INK
 from framework.compare import Row
 from framework.errors import ConfigError
 
 WIDTH, HEIGHT = 1180, 860  # of the picture, in units of the canvas
 LEFT, RIGHT, TOP, BOTTOM = 60, 210, 70, 60  # margins; families are listed in the right one
 SMALL, NORMAL, LARGE = 11.0, 12.0, 17.0  # text
-INK: Colour = (32, 33, 36)
-FAINT: Colour = (95, 99, 104)
-GRID: Colour = (228, 230, 233)
 COLOURS: tuple[Colour, ...] = (
     *((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (235, 120, 0), (0, 160, 180), (140, 86, 75)),
     *((214, 80, 170), (20, 20, 20), (150, 150, 0), (0, 63, 92), (122, 81, 149), (239, 86, 117), (0, 110, 100)),

@@ -176,14 +176,15 @@ def _compare(choices: Sequence[Choice], options: argparse.Namespace) -> int:
 
 def _count(choice: Choice, size: int | None) -> "Row":
     """Build a network without memory, and count what it costs."""
-    from framework.backbone import Backbone
     from framework.cli.construct import make_without_memory, maker
     from framework.compare import Row, count, reach
 
-    target: type[Backbone] = choice.advert.load()
-    alone = target.published.__func__ is Backbone.published.__func__  # type: ignore[attr-defined]
-    build = maker(choice.advert, choice.words, by=None if alone else "published")
+    backbone, build = maker(choice.advert, choice.words), maker(choice.advert, choice.words, by="published")
+    net = make_without_memory(build)
+    alone = net is None
+    if alone:
+        build, net = backbone, make_without_memory(backbone)
     row = Row(choice.name, " ".join([choice.advert.name, *choice.words]), build, alone, choice.known)
-    row.cost = count(make_without_memory(build), size or (choice.known.size if choice.known else 224))
-    row.receptive_field = choice.known.receptive_field if choice.known else reach(maker(choice.advert, choice.words)())
+    row.cost = count(net, size or (choice.known.size if choice.known else 224))
+    row.receptive_field = choice.known.receptive_field if choice.known else reach(backbone())
     return row

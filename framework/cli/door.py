@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from framework.cli.layers import Layer, Path_
-from framework.cli.signature import arguments_of
+from framework.cli.signature import arguments_of, class_of
 from framework.errors import ConfigError, suggest
 from framework.registry import Advert, is_trusted, known_short_class, known_short_classes
 
@@ -26,9 +26,6 @@ CLASS_KEYS = {
     "optimizer": None,
 }
 """Keys whose plain string is a class, and the kind of plugin that it is; None: other libraries have some too."""
-
-SOLE = {"mix": "Mix", "rand_augment": "RandAugment", "progressive": "Progressive", "photometric": "Photometric"}
-"""Keys of which one class is meant when none is written."""
 
 LINKED = {
     ("model", "num_classes"): "the number of classes",
@@ -118,10 +115,18 @@ class Door:
         elif isinstance(value, dict):
             if isinstance(value.get("class_path"), str):
                 self._name_class(layer, (*path, "class_path"), place, value["class_path"])
-            elif place not in self.classes and place[-1] in SOLE and SOLE[place[-1]] in self.adverts:
-                self.classes[place] = self.adverts[SOLE[place[-1]]].load()
+            elif place not in self.classes:
+                self._declared_class(place)
             if place in self.classes:
                 self._arguments(layer, path, place, value)
+
+    def _declared_class(self, place: Path_) -> None:
+        """Take the class that the argument is declared as, which is meant where none is written."""
+        owner = self.classes.get(place[:-1])
+        for argument in arguments_of(owner) if owner is not None else ():
+            declared = class_of(argument.type) if argument.name == place[-1] else None
+            if declared is not None:
+                self.classes[place] = declared
 
     def _names_class(self, place: Path_, value: str) -> bool:
         if value.endswith((".yaml", ".yml")):  # jsonargparse reads a value from a file

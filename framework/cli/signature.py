@@ -52,6 +52,15 @@ def arguments_of(target: Callable[..., Any]) -> tuple[Argument, ...]:
     )
 
 
+def class_of(annotation: Any) -> type | None:
+    """Return the class of which an argument of type `Class` or `Class | None` is built; of other types None."""
+    parts = typing.get_args(annotation) if typing.get_origin(annotation) in (typing.Union, types.UnionType) else ()
+    kinds = [part for part in parts or (annotation,) if part is not type(None)]
+    if len(kinds) != 1 or not inspect.isclass(kinds[0]) or kinds[0].__module__ == "builtins":
+        return None
+    return None if inspect.isabstract(kinds[0]) else kinds[0]
+
+
 def factory_of(annotation: Any) -> tuple[int, type] | None:
     """Return, of a `Callable[[A, B], Class]`, how many arguments its caller gives and the class; of others None."""
     if typing.get_origin(annotation) is not typing.get_origin(Callable[..., Any]):

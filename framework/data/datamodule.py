@@ -37,6 +37,7 @@ from framework.data.loader import (
     Samples,
     Transform,
     collate,
+    reading_problem,
 )
 from framework.data.progressive import Progressive, Stage, recount_batches
 from framework.data.transforms import EvalTransform, Photometric, TrainTransform
@@ -311,11 +312,7 @@ class ImageFiles:
 
     def problem(self, index: int) -> str | None:
         """Say what is wrong with one file."""
-        try:
-            self.read(index)
-        except DataError as error:
-            return str(error)
-        return None
+        return reading_problem(self, index)
 
     def remarks(self) -> tuple[list[str], list[str]]:
         """Return nothing."""

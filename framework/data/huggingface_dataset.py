@@ -22,7 +22,7 @@ from framework.data.hub import (
 )
 from framework.data.image_folder import hold_out
 from framework.data.images import read_image
-from framework.data.loader import Sample
+from framework.data.loader import Sample, reading_problem
 from framework.errors import DataError
 
 VALIDATION = ("validation", "val", "valid", "dev")  # what data sets call it
@@ -174,11 +174,7 @@ class HuggingFaceSamples:
 
     def problem(self, index: int) -> str | None:
         """Say what is wrong with one image."""
-        try:
-            self.read(index)
-        except DataError as error:
-            return str(error)
-        return None
+        return reading_problem(self, index)
 
     def remarks(self) -> tuple[list[str], list[str]]:
         """Say which classes have no image: wrong in the training split, odd in others."""

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from framework.clock import keyed_randomness, permutation
 from framework.data.progressive import Stage
+from framework.errors import DataError
 
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
@@ -35,6 +36,15 @@ class Samples(Protocol):
 
     def sources(self, index: int) -> list[str]:
         """Return the files behind one sample, the image first."""
+
+
+def reading_problem(samples: Samples, index: int) -> str | None:
+    """Say why one sample cannot be read; None if it can."""
+    try:
+        samples.read(index)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 class SampleKey(NamedTuple):
