@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from framework.checkpoint import read_checkpoint
 from framework.cli.door import Door, parameters
 from framework.cli.layers import Layer, plugin_files
 from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
@@ -26,9 +26,12 @@ from framework.cli.progress import Progress
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
+from framework.finite_loss import FiniteLoss
+from framework.metrics_record import MetricsRecord
+from framework.monitors import check_monitors
 from framework.prediction import PredictionWriter
 from framework.registry import advertised, trusted_modules
-from framework.run import ID_VARIABLE, ConfigInCheckpoint, FiniteLoss, MetricsRecord, RunFolder, check_monitors
+from framework.run import ID_VARIABLE, ConfigInCheckpoint, RunFolder
 from framework.tasks.base import Task, knows_fused, total_steps
 from framework.tracking.pictures import Pictures
 
@@ -405,55 +408,3 @@ def hush() -> None:
     ):
         warnings.filterwarnings("ignore", message)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's to mend
-
-
-def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint, its tensors left on disk.
-
-    Raises:
-        ConfigError: It is missing, damaged, or none of Lightning's.
-    """
-    if not checkpoint.is_file():
-        raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
-    try:
-        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), repr(error))[:160]
-        raise ConfigError(
-            f"--ckpt_path: {checkpoint} is no whole checkpoint ({checkpoint.stat().st_size} bytes): {reason}"
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
-        raise ConfigError(
-            f"--ckpt_path: {checkpoint} is not a checkpoint of a run; for plain weights see docs/backbones.md"
-        )
-    return content
-
-
-@contextmanager
-def experiment_of(checkpoint: Path, plugins: Sequence[Path] = ()) -> Iterator[Path]:
-    """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
-
-    The weights that the backbone started from are left out: the checkpoint has its own.
-
-    Args:
-        checkpoint: The checkpoint.
-        plugins: Local plugin files that the user gave: a checkpoint runs none by itself.
-
-    Raises:
-        ConfigError: The checkpoint is missing, damaged, holds no experiment, or needs plugin files that are not given.
-    """
-    config = read_checkpoint(checkpoint).get("config")
-    if config is None:
-        raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
-    lacking = {Path(path).name for path in config.pop("plugins", None) or []} - {path.name for path in plugins}
-    if lacking:
-        raise ConfigError(
-            f"--ckpt_path: {checkpoint} was trained with the plugins in {', '.join(sorted(lacking))}, which a "
-            "checkpoint may not run by itself: add --plugins FILE"
-        )
-    backbone = config["model"]["init_args"]["backbone"].get("init_args", {})
-    backbone |= {name: off for name, off in (("pretrained", False), ("weights", None)) if name in backbone}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, f"{config['run']['name']}.yaml")
-        file.write_text(yaml.safe_dump(config, sort_keys=False))
-        yield file

@@ -1,0 +1,64 @@
+"""Reading a checkpoint, and the experiment that it holds."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from framework.errors import ConfigError
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """Read a checkpoint, its tensors left on disk.
+
+    Raises:
+        ConfigError: It is missing, damaged, or none of Lightning's.
+    """
+    if not checkpoint.is_file():
+        raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
+    try:
+        content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), repr(error))[:160]
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} is no whole checkpoint ({checkpoint.stat().st_size} bytes): {reason}"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content or "loops" not in content:
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} is not a checkpoint of a run; for plain weights see docs/backbones.md"
+        )
+    return content
+
+
+@contextmanager
+def experiment_of(checkpoint: Path, plugins: Sequence[Path] = ()) -> Iterator[Path]:
+    """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
+
+    The weights that the backbone started from are left out: the checkpoint has its own.
+
+    Args:
+        checkpoint: The checkpoint.
+        plugins: Local plugin files that the user gave: a checkpoint runs none by itself.
+
+    Raises:
+        ConfigError: The checkpoint is missing, damaged, holds no experiment, or needs plugin files that are not given.
+    """
+    config = read_checkpoint(checkpoint).get("config")
+    if config is None:
+        raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
+    lacking = {Path(path).name for path in config.pop("plugins", None) or []} - {path.name for path in plugins}
+    if lacking:
+        raise ConfigError(
+            f"--ckpt_path: {checkpoint} was trained with the plugins in {', '.join(sorted(lacking))}, which a "
+            "checkpoint may not run by itself: add --plugins FILE"
+        )
+    backbone = config["model"]["init_args"]["backbone"].get("init_args", {})
+    backbone |= {name: off for name, off in (("pretrained", False), ("weights", None)) if name in backbone}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{config['run']['name']}.yaml")
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+        yield file
