@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,8 +72,9 @@ def time_loop(crop: int) -> list[float]:
         num_classes=3,
         head=lambda levels, prefix, outputs: UNet(levels, prefix, outputs, channels=(128, 64, 48, 32, 16)),
         loss=WeightedSum([CrossEntropy(), Dice()]),
+        optimizer=partial(torch.optim.AdamW, lr=0.002),
     ).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameter_groups(), lr=0.002, fused=True)
+    optimizer = network.build_optimizer(network.partition(), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: WarmupCosine().factor(step, STEPS))
     network.train()
     starts = []

@@ -6,7 +6,7 @@ Nothing in it knows about tasks, learning rates, losses or logging.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -64,7 +64,7 @@ class Backbone(nn.Module, ABC):
     mean: Tensor
     std: Tensor
     frozen: int  # how many stages are frozen, from the input on
-    is_frozen: bool  # whether all are
+    is_frozen: bool  # whether every parameter is
 
     def __init__(
         self,
@@ -87,6 +87,7 @@ class Backbone(nn.Module, ABC):
         self.in_channels = in_channels
         self.frozen = 0
         self.is_frozen = False
+        self._rests = False  # whether any parameter is frozen
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, _per_channel(values, in_channels), persistent=False)
 
@@ -154,24 +155,31 @@ class Backbone(nn.Module, ABC):
         count = len(every) if stages == "all" else stages
         if not 0 <= count <= len(every):
             raise ValueError(f"{type(self).__name__} has {len(every)} stages, so freeze 0 to {len(every)}, not {count}")
-        self.frozen = count
-        self.is_frozen = 0 < count == len(every)
         for index, parameters in enumerate(every):
             for parameter in parameters:
                 parameter.requires_grad_(index >= count)
                 if index < count:
                     parameter.grad = None  # else momentum and weight decay go on
+        self.settle()
+        self.frozen = count
+
+    def settle(self) -> None:
+        """Let the layers of frozen parameters rest, and wake those of others; for who sets `requires_grad` by hand."""
+        stages = [any(parameter.requires_grad for parameter in stage) for stage in self.stages()]
+        self.frozen = stages.index(True) if True in stages else len(stages)
+        trained = [parameter.requires_grad for parameter in self.parameters()]
+        self.is_frozen = bool(trained) and not any(trained)
+        self._rests = not all(trained)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set training mode, but let frozen layers rest in eval mode."""
         super().train(mode)  # `self.training` stays what was asked for, so that thawing can restore it
-        if self.frozen:
-            if self.is_frozen:
-                for child in self.children():
-                    child.train(False)
-            else:
-                _rest(self)
+        if self.is_frozen:
+            for child in self.children():
+                child.train(False)
+        elif self._rests and mode:
+            rest_frozen(self.children())
         return self
 
     def probe(self) -> None:
@@ -214,11 +222,11 @@ def _per_channel(values: Sequence[float], channels: int) -> Tensor:
     return torch.tensor(values).view(-1, 1, 1)
 
 
-def _rest(module: nn.Module) -> None:
-    """Put every submodule whose parameters are all frozen into eval mode, with what it contains."""
-    for child in module.children():
-        trainable = [parameter.requires_grad for parameter in child.parameters()]
-        if trainable and not any(trainable):
-            child.train(False)
+def rest_frozen(modules: Iterable[nn.Module]) -> None:
+    """Put every module, or part of one, whose parameters are all frozen into eval mode, with what it contains."""
+    for module in modules:
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        if trained and not any(trained):
+            module.train(False)
         else:
-            _rest(child)
+            rest_frozen(module.children())

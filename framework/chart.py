@@ -152,7 +152,7 @@ def _draw_panel(canvas: Canvas, panel: Panel, x_axis: Axis, top: float) -> None:
     for index, series in enumerate(panel.series):
         places = [(_across(canvas, x_axis, x), bottom - panel.height * axis.share(y)) for x, y in series.points]
         _draw_series(canvas, series, places, COLOURS[index % len(COLOURS)])
-    _draw_legend(canvas, [series.name for series in panel.series], top - 8)
+    _draw_legend(canvas, [series.name for series in panel.series], top - 8, LEFT + text_width(panel.title, NORMAL) + 18)
 
 
 def _draw_series(canvas: Canvas, series: Series, places: Sequence[Point], colour: Colour) -> None:
@@ -166,10 +166,14 @@ def _draw_series(canvas: Canvas, series: Series, places: Sequence[Point], colour
         canvas.text(x + aside if fits else x - aside, y + down, text, SMALL, INK, "start" if fits else "end")
 
 
-def _draw_legend(canvas: Canvas, names: Sequence[str], y: float) -> None:
-    """Write the names beside their colours, from the right end."""
+def _draw_legend(canvas: Canvas, names: Sequence[str], y: float, left: float) -> None:
+    """Write the names beside their colours, from the right end; those that do not fit are counted."""
     x = float(canvas.width - RIGHT)
     for index, name in reversed(list(enumerate(names))):
+        more = f"and {index + 1} more"
+        if name and x - text_width(name, SMALL) - 42 - (text_width(more, SMALL) if index else 0) < left:
+            canvas.text(x, y, more, SMALL, FAINT, "end")
+            return
         if name:
             canvas.text(x, y, name, SMALL, FAINT, "end")
             x -= text_width(name, SMALL) + 24

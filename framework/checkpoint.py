@@ -38,8 +38,6 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 def experiment_of(checkpoint: Path, plugins: Sequence[Path] = ()) -> Iterator[Path]:
     """Write the experiment that a checkpoint holds into a file, for as long as it is needed.
 
-    The weights that the backbone started from are left out: the checkpoint has its own.
-
     Args:
         checkpoint: The checkpoint.
         plugins: Local plugin files that the user gave: a checkpoint runs none by itself.
@@ -50,11 +48,29 @@ def experiment_of(checkpoint: Path, plugins: Sequence[Path] = ()) -> Iterator[Pa
     config = read_checkpoint(checkpoint).get("config")
     if config is None:
         raise ConfigError(f"--ckpt_path: {checkpoint} holds no experiment: add --config FILE")
+    with written_experiment(config, f"--ckpt_path: {checkpoint}", plugins) as file:
+        yield file
+
+
+@contextmanager
+def written_experiment(config: dict[str, Any], source: str, plugins: Sequence[Path] = ()) -> Iterator[Path]:
+    """Write an experiment that came with weights into a file, for as long as it is needed.
+
+    The weights that its backbone started from are left out: it has its own.
+
+    Args:
+        config: The resolved experiment.
+        source: What to call the file that it came from.
+        plugins: Local plugin files that the user gave: no such file runs any by itself.
+
+    Raises:
+        ConfigError: It needs plugin files that are not given.
+    """
     lacking = {Path(path).name for path in config.pop("plugins", None) or []} - {path.name for path in plugins}
     if lacking:
         raise ConfigError(
-            f"--ckpt_path: {checkpoint} was trained with the plugins in {', '.join(sorted(lacking))}, which a "
-            "checkpoint may not run by itself: add --plugins FILE"
+            f"{source} was trained with the plugins in {', '.join(sorted(lacking))}, which a checkpoint may not run by "
+            "itself: add --plugins FILE"
         )
     backbone = config["model"]["init_args"]["backbone"].get("init_args", {})
     backbone |= {name: off for name, off in (("pretrained", False), ("weights", None)) if name in backbone}

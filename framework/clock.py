@@ -14,6 +14,18 @@ def key(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def key_step(seed: int, step: int, batch: int, rank: int) -> None:
+    """Let all that a training step draws depend on its place in the run alone.
+
+    Args:
+        seed: The run's seed.
+        step: Optimizer steps before it.
+        batch: Its batch, counted within the epoch.
+        rank: The process.
+    """
+    torch.manual_seed(key(seed, "step", step, batch, rank))
+
+
 @contextmanager
 def keyed_randomness(*parts: int | str) -> Iterator[None]:
     """Draw torch's random numbers from a key inside the block, and leave the stream outside untouched."""

@@ -31,6 +31,14 @@ class MetricsRecord(Callback):
         """Go on from the rows of an interrupted run."""
         self.rows = state_dict["rows"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows on disk that come after the checkpoint that the run goes on from: they come again."""
+        written = self.folder / "metrics.csv"
+        if trainer.is_global_zero and self.rows:
+            self._write_rows()
+        elif trainer.is_global_zero:
+            written.unlink(missing_ok=True)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's row."""
         metrics = plain_metrics(trainer.callback_metrics)
@@ -40,7 +48,9 @@ class MetricsRecord(Callback):
 
     def _write_rows(self) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".metrics.", delete=False, newline="") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.folder, prefix=".metrics.", suffix=".tmp", delete=False, newline=""
+        ) as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.rows)

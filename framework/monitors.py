@@ -1,26 +1,28 @@
 """Whether what callbacks monitor will ever be logged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback
 
 from framework.errors import ConfigError, suggest
 
 _BETTER = {"score": "max", "loss": "min"}
 
 
-def check_monitors(trainer: Trainer, names: list[str], place: Callable[[str], str] = lambda monitor: "") -> None:
+def check_monitors(
+    callbacks: Iterable[Callback], names: list[str], place: Callable[[str], str] = lambda monitor: ""
+) -> None:
     """Check that what callbacks monitor will be logged.
 
     Args:
-        trainer: The trainer with its callbacks.
+        callbacks: The callbacks.
         names: What validation will log.
         place: Tells where a monitor is configured.
 
     Raises:
         ConfigError: It will not, with the nearest name; or the callback has the wrong idea of what is better.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         mode, better = getattr(callback, "mode", None), _BETTER.get(str(monitor).rpartition("/")[2])
         if better is not None and mode is not None and mode != better:

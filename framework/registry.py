@@ -19,7 +19,9 @@ KINDS = (
     "transforms",
     "sampling",
     "inference",
+    "optimizers",
     "schedules",
+    "adapters",
     "callbacks",
     "loggers",
 )
@@ -32,7 +34,9 @@ CONTRACTS = {  # the base class that makes a class in a local file a plugin, and
     "VisionData": "data",
     "Sampling": "sampling",
     "Task": "tasks",
+    "Optimizer": "optimizers",
     "Schedule": "schedules",
+    "Adapter": "adapters",
     "Callback": "callbacks",
     "Logger": "loggers",
 }
@@ -152,8 +156,9 @@ def advertised(local: Iterable[Path] = ()) -> dict[str, Advert]:
 
 
 def _installed() -> Iterator[Advert]:
+    every = entry_points()  # reads the metadata of all packages, so once
     for kind in KINDS:
-        for point in sorted(entry_points(group=f"framework.{kind}")):
+        for point in sorted(every.select(group=f"framework.{kind}")):
             yield Advert(point.name, kind, point.value, _package(point))
 
 

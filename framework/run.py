@@ -2,15 +2,18 @@
 
 import os
 import tempfile
-from datetime import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from framework.errors import ConfigError
+from framework.run_id import launcher_id, start_id
+from framework.run_lock import lock_folder
 
 ID_VARIABLE = "FRAMEWORK_RUN_ID"  # processes that a run starts must find its folder
 
@@ -21,15 +24,40 @@ class RunFolder:
     Args:
         name: What to call the experiment; null: the stem of its file.
         root: Folder of all runs.
-        id: What to call this run; null: the time it starts.
+        id: What to call this run; `fit` goes on with one that is there. Null: what a launcher that restarts jobs calls
+            this one, else the time it starts.
+        checkpoint_minutes: Write a checkpoint within an epoch, too, when the last one is this many minutes old.
+        checkpoint_steps: Write a checkpoint within an epoch every so many optimizer steps, too; null: do not.
+
+    Raises:
+        ConfigError: A name cannot be that of a folder, or a checkpoint would be due at no time.
     """
 
-    def __init__(self, name: str | None = None, root: str = "runs", id: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        root: str = "runs",
+        id: str | None = None,
+        checkpoint_minutes: float = 10,
+        checkpoint_steps: int | None = None,
+    ) -> None:
         for given, value in (("name", name), ("id", id)):
             if value is not None and (not value or value in (".", "..") or any(c in value for c in "/\\\0")):
                 raise ConfigError(f"run.{given}: {value!r} cannot be the name of a folder")
+        if not checkpoint_minutes > 0:
+            raise ConfigError(f"run.checkpoint_minutes: {checkpoint_minutes} must be more than 0")
+        if checkpoint_steps is not None and checkpoint_steps < 1:
+            raise ConfigError(f"run.checkpoint_steps: {checkpoint_steps} must be at least 1, or null")
+        self.checkpoint_minutes, self.checkpoint_steps = checkpoint_minutes, checkpoint_steps
         self.name, self.root = name or "run", Path(root)
-        self.id = id or os.environ.get(ID_VARIABLE) or _start().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        self.id = id or os.environ.get(ID_VARIABLE) or launcher_id() or start_id()
+        self.is_named = id is not None or ID_VARIABLE in os.environ  # by a person, or by the process that started this
+        self.is_found_again = self.is_named or launcher_id() is not None  # by whatever restarts the run
+
+    def serve(self, command: str) -> None:
+        """Take another folder than the training of the same job, for a command that evaluates or predicts."""
+        if self.is_found_again and not self.is_named:
+            self.id = f"{self.id}-{command}"
 
     @property
     def path(self) -> Path:
@@ -53,12 +81,47 @@ class RunFolder:
         Raises:
             ConfigError: The folder is there already, or cannot be written.
         """
+        self._make(exist_ok=False)
+        self._write_config(config)
+
+    @rank_zero_only
+    def enter(self, config: str) -> None:
+        """Make the folder unless it is there, lock it, and write the resolved config into it unless one is there.
+
+        A config that differs goes beside it, as `config.resume-N.yaml`.
+
+        Raises:
+            ConfigError: Another process trains in it, or it cannot be written.
+        """
+        self._make(exist_ok=True)
+        lock_folder(self.path)
+        written = [self.path / "config.yaml", *self._later_configs()]
+        if not written[0].exists():
+            self._write_config(config)
+        elif yaml.safe_load(config) not in [yaml.safe_load(file.read_text()) for file in (written[0], written[-1])]:
+            self._write_config(config, f"config.resume-{len(written)}.yaml")
+
+    def _later_configs(self) -> list[Path]:
+        """Return the configs with which the run went on, in order."""
+        found = self.path.glob("config.resume-*.yaml")
+        return sorted(found, key=lambda file: int("0" + "".join(filter(str.isdigit, file.stem))))
+
+    def _write_config(self, config: str, name: str = "config.yaml") -> None:
+        with self._refusing():
+            write_atomically(self.path / name, config)
+
+    def _make(self, exist_ok: bool) -> None:
         os.environ[ID_VARIABLE] = self.id
+        with self._refusing():
+            self.path.mkdir(parents=True, exist_ok=exist_ok)
+            self.checkpoints.mkdir(exist_ok=True)
+            self.pictures.mkdir(exist_ok=True)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Say what is wrong with the folder."""
         try:
-            self.path.mkdir(parents=True)
-            self.checkpoints.mkdir()
-            self.pictures.mkdir()
-            write_atomically(self.path / "config.yaml", config)
+            yield
         except FileExistsError:
             inside = self.path if self.path.exists() else next(p for p in self.path.parents if p.exists())
             if inside == self.path:
@@ -67,28 +130,11 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.root: {self.path} cannot be written ({error.strerror}): give another") from None
 
-    def checkpoint_callbacks(self, validated: bool) -> list[Callback]:
-        """Return two policies: the best by `val/score`, if there is validation, and the last whatever it scored."""
-        best = ModelCheckpoint(
-            self.checkpoints, filename="best", monitor="val/score", mode="max", enable_version_counter=False
-        )
-        last = ModelCheckpoint(
-            self.checkpoints, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-        )
-        return [best, last] if validated else [last]
-
-
-def _start() -> datetime:
-    """Return now; for a process that torchrun started, when torchrun itself started: its processes must agree."""
-    launcher = Path(f"/proc/{os.getppid()}")
-    if "TORCHELASTIC_RUN_ID" in os.environ and launcher.exists():
-        return datetime.fromtimestamp(launcher.stat().st_ctime)
-    return datetime.now()
-
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader never sees half of it."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    prefix = f".{path.name}."
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=prefix, suffix=".tmp", delete=False) as file:
         file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
@@ -101,5 +147,5 @@ class ConfigInCheckpoint(Callback):
         self.config = config
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the config."""
-        checkpoint["config"] = self.config
+        """Add the config, and how many processes trained."""
+        checkpoint["config"], checkpoint["processes"] = self.config, trainer.world_size

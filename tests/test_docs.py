@@ -21,7 +21,7 @@ from tests.folders import write_image_folder, write_mask_folder
 REPOSITORY = Path(__file__).parents[1]
 GUIDE = REPOSITORY / "docs/write_a_backbone.md"
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
-SHORT = ["--trainer.max_epochs=1", "--data.repeats=2"]
+SHORT = ["--trainer.max_epochs=1", "--data.repeats=2", "--data.batch_size=2"]
 SHORT += [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
 BASE = """
 model: {class_path: Segmentation, init_args: {backbone: {class_path: Timm, init_args: {name: test_resnet}}}}
@@ -69,6 +69,8 @@ def run(command):
         newest = max(Path("runs/unet_seg").iterdir(), key=lambda path: path.stat().st_mtime).name
         words = [word.replace("/ID/", f"/{newest}/") for word in words]
     short = SHORT if words[0] == "fit" else []
+    if short and "unfreezing" in command:  # which takes more than one step
+        short = [*short, "--trainer.max_epochs=4"]
     words = words[1:] if words[0] == "framework" else words
     assert main([*words, *short]) == 0, command
 

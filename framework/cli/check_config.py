@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from framework.checkpoint import written_experiment
 from framework.cli.experiment import ExperimentCLI, check_keys, hush
 from framework.cli.layers import plugin_files, read_layer
 from framework.cli.main import DEFAULTS
+from framework.tasks.base import Task
 
 
 class CheckedExperiment(ExperimentCLI):
@@ -31,6 +33,11 @@ class BuiltExperiment(CheckedExperiment):
 
     build = True
 
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Build no trainer, but check what the callbacks would monitor."""
+        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        self.check_monitors(given if isinstance(given, list) else [given])
+
 
 def check_experiment(file: Path, build: bool, trust: Sequence[str] = (), plugins: Sequence[Path] = ()) -> None:
     """Check one experiment file, laid over the defaults.
@@ -46,9 +53,33 @@ def check_experiment(file: Path, build: bool, trust: Sequence[str] = (), plugins
         DataError: Its data cannot be read (when building).
         WeightsError: Its weights cannot be had (when building).
     """
-    layers = [read_layer(DEFAULTS), read_layer(file)]
+    _parse(BuiltExperiment if build else CheckedExperiment, [DEFAULTS, file], trust, plugins)
+
+
+def build_task(config: dict[str, Any], source: str, trust: Sequence[str] = (), plugins: Sequence[Path] = ()) -> Task:
+    """Build the task of a resolved experiment that came with weights, and its data, from which it has its classes.
+
+    Args:
+        config: The experiment.
+        source: What to call the file that it came from.
+        trust: Modules that it may import beside the usual ones.
+        plugins: Local files whose plugins it may use.
+
+    Raises:
+        ConfigError: Something in it is wrong, or it needs plugin files that are not given.
+        DataError: Its data cannot be read.
+    """
+    with written_experiment(config, source, plugins) as file:
+        task: Task = _parse(BuiltExperiment, [file], trust, plugins).model
+    return task
+
+
+def _parse(
+    kind: type[CheckedExperiment], files: Sequence[Path], trust: Sequence[str], plugins: Sequence[Path]
+) -> CheckedExperiment:
+    layers = [read_layer(file) for file in files]
     hush()
     plugins = [*plugins, *(path for layer in layers for path in plugin_files(layer))]
     check_keys(layers, trust, plugins)
-    kind = BuiltExperiment if build else CheckedExperiment
-    kind(file.stem, layers, plugins, [], args=["fit", "--config", str(DEFAULTS), "--config", str(file)])
+    configs = [part for file in files for part in ("--config", str(file))]
+    return kind(files[-1].stem, layers, plugins, [], args=["fit", *configs])

@@ -34,7 +34,9 @@ def _check(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
     )
     parser.add_argument("files", nargs="+", metavar="FILE", type=Path, help="an experiment")
-    parser.add_argument("--build", action="store_true", help="also build data and model; the data must be there")
+    parser.add_argument(
+        "--build", action="store_true", help="also build data and model, and check monitors; the data must be there"
+    )
     parser.add_argument(
         "--trust", metavar="MODULE", action="append", default=[], help="let them import classes from one more module"
     )

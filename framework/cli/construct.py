@@ -12,8 +12,9 @@ from framework.cli.signature import Argument, arguments_of
 from framework.errors import ConfigError, suggest
 from framework.registry import Advert, trusted_modules
 
-GIVEN = {"heads": 3}
-"""How many arguments a task gives to plugins of a kind: levels, prefix tokens and outputs to a head."""
+GIVEN = {"heads": 3, "optimizers": 1}
+"""How many arguments a task gives to plugins of a kind: levels, prefix tokens and outputs to a head, its parameters to
+an optimizer."""
 
 
 def own_arguments(advert: Advert) -> tuple[Argument, ...]:

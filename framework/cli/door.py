@@ -24,6 +24,7 @@ CLASS_KEYS = {
     "inference": "inference",
     "sampling": "sampling",
     "optimizer": None,
+    "adapter": "adapters",
 }
 """Keys whose plain string is a class, and the kind of plugin that it is; None: other libraries have some too."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from framework.canvas import Canvas
 from framework.chart import Panel, Series, draw_chart
+from framework.cli.group_table import Group
 from framework.cli.timeline import Timeline, setting_name, setting_text, spread
 
 MOST_POINTS = 1500  # of a line, in a picture that is about a thousand units wide
@@ -12,7 +13,7 @@ MOST_POINTS = 1500  # of a line, in a picture that is about a thousand units wid
 def draw_timeline(timeline: Timeline) -> Canvas:
     """Draw learning rates, what changes between stages, and other schedules over the steps of a run."""
     steps = spread(timeline.steps, MOST_POINTS)
-    rates = [Series(name, [(step, base * timeline.factor(step)) for step in steps]) for name, base in _rates(timeline)]
+    rates = [Series(name, [(step, g.base * g.factor(step)) for step in steps]) for name, g in _rates(timeline)]
     panels = [Panel(f"learning rate, {type(timeline.schedule).__name__}", rates, height=150)]
     panels += [
         Panel(setting_name(name), [_stairs(timeline, name)], height=64)
@@ -27,12 +28,13 @@ def draw_timeline(timeline: Timeline) -> Canvas:
     return draw_chart(f"{timeline.name}: {timeline.length}", panels, "optimizer step", borders)
 
 
-def _rates(timeline: Timeline) -> Iterator[tuple[str, float]]:
-    """Give each base rate of groups that are trained, with the names of those, and the rate."""
+def _rates(timeline: Timeline) -> Iterator[tuple[str, Group]]:
+    """Give one of the groups of each course of the rate, with the names of all that share it, and the base rate."""
     trained = [group for group in timeline.groups if group.trained] or timeline.groups
-    for base in dict.fromkeys(group.base for group in trained):
-        parts = dict.fromkeys(group.name.partition("/")[0] for group in trained if group.base == base)
-        yield f"{', '.join(parts)} {base:.3g}", base
+    for kind in dict.fromkeys((group.base, group.periods) for group in trained):
+        alike = [group for group in trained if (group.base, group.periods) == kind]
+        parts = dict.fromkeys(group.name.partition("/")[0] for group in alike)
+        yield f"{', '.join(parts)} {kind[0]:.3g}", alike[0]
 
 
 def _stairs(timeline: Timeline, name: str) -> Series:

@@ -3,43 +3,75 @@
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from framework.checkpoint import read_checkpoint
+from framework.checkpoint_io import CheckpointFile
+from framework.checkpoints import Checkpoints
 from framework.cli.door import Door, parameters
+from framework.cli.group_table import group_facts, group_lines, group_list, write_groups
 from framework.cli.layers import Layer, plugin_files
+from framework.cli.network import check_network
 from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
 from framework.cli.progress import Progress
+from framework.cli.resume import FROM_VARIABLE, choose_start, ended_early, go_on, settle
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
 from framework.finite_loss import FiniteLoss
+from framework.interruption import Interrupted, InterruptibleValidation, Interruption
+from framework.length import run_length
 from framework.metrics_record import MetricsRecord
 from framework.monitors import check_monitors
 from framework.prediction import PredictionWriter
+from framework.processes import PATIENCE, check_processes, end_children, trainer_strategy
 from framework.registry import advertised, trusted_modules
 from framework.run import ID_VARIABLE, ConfigInCheckpoint, RunFolder
-from framework.tasks.base import Task, knows_fused, total_steps
+from framework.run_lock import release_locks
+from framework.tasks.base import Task, knows_fused
 from framework.tracking.pictures import Pictures
+from framework.transfer.unfreezing import unfreezing_among
+from framework.unfinished_epoch import UnfinishedEpoch
 
 HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", "ap", "exact_match", "score")
 MOST_CLASSES = 20  # more have their own figures in metrics.json alone
 OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
+RUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "resume": {
+        "type": Literal["auto", "must", "never"],
+        "default": "auto",
+        "help": "Go on from the newest checkpoint in the run folder if there is one, if there must be one, or never.",
+    },
+    "on_nan": {
+        "type": Literal["stop", "skip"],
+        "default": "stop",
+        "help": "What to do about a step whose loss is not finite.",
+    },
+    "allow_changes": {
+        "nargs": "*",
+        "type": str,
+        "default": [],
+        "help": "Keys in which this experiment may differ from that of the checkpoint it goes on from.",
+    },
+}
 TOP_KEYS = frozenset(
     {"seed_everything", "trainer", "model", "data", "run", "plugins", "ckpt_path", "weights_only", "verbose"}
+    | {"resume", "on_nan", "allow_changes"}
 )
 
 
@@ -52,10 +84,13 @@ class ExperimentCLI(LightningCLI):
         layers: Sequence[Layer],
         plugins: Sequence[Path],
         started: list["ExperimentCLI"],
+        interruption: Interruption | None = None,
         **options: Any,
     ) -> None:
+        self.interruption = interruption or Interruption()
         self.experiment_name, self.layers, self.plugins = name, layers, plugins
         self.started = started  # told to the caller, who cannot hold this object while it runs
+        Parser.layers, Parser.adverts = layers, advertised(plugins)
         super().__init__(
             Task,
             VisionData,
@@ -72,7 +107,6 @@ class ExperimentCLI(LightningCLI):
 
     def init_parser(self, **options: Any) -> LightningArgumentParser:
         """Build our parser in place of Lightning's."""
-        Parser.layers = self.layers
         parser = Parser(**options)
         parser.add_argument(
             "-c", "--config", action=ActionConfigFile, help="An experiment; may be given several times."
@@ -84,6 +118,8 @@ class ExperimentCLI(LightningCLI):
         parser.add_argument(
             "--plugins", type=list[str] | str | None, help="Python files, or folders of such, that hold plugins."
         )
+        for key, described in RUN_OPTIONS.items():
+            parser.add_argument(f"--{key}", **described)
         parser.add_class_arguments(RunFolder, "run")
         parser.set_defaults({"run.name": self.experiment_name})
         parser.link_arguments("seed_everything", "data.init_args.seed")
@@ -122,16 +158,24 @@ class ExperimentCLI(LightningCLI):
         """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
         config = self._get(self.config_init, "trainer", default={})
         self.run: RunFolder = self._get(self.config_init, "run")
+        if self.subcommand == "fit":
+            asked = self._get(self.config_init, "resume"), self._get(self.config_init, "ckpt_path")
+            self.resume, self.given = settle(self.run, *asked)
+        else:
+            self.run.serve(str(self.subcommand))
         self.record = MetricsRecord(self.run.path)
         callbacks: list[Callback] = [
             ConfigInCheckpoint(self.plain_config()),
-            FiniteLoss(),
+            FiniteLoss(self.run.path / "nonfinite", self.plain_config(), self._get(self.config_init, "on_nan")),
             self.record,
             Pictures(self.run.pictures),
             PredictionWriter(self.run.path / "predictions"),
         ]
         if self.subcommand == "fit":
-            callbacks += self.run.checkpoint_callbacks(validated=config.get("limit_val_batches") not in (0, 0.0))
+            minutes, steps = self.run.checkpoint_minutes, self.run.checkpoint_steps
+            self.checkpoints = Checkpoints(self.run.checkpoints, self.interruption, minutes, steps)
+            validation = InterruptibleValidation(self.interruption, self.checkpoints.save_last)
+            callbacks += [UnfinishedEpoch(), validation, self.checkpoints]
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
@@ -142,16 +186,21 @@ class ExperimentCLI(LightningCLI):
             "default_root_dir": str(self.run.path),
             "enable_model_summary": config.get("enable_model_summary") or False,  # `summary` says it in a line
             "use_distributed_sampler": False,  # our loaders know their rank
+            **trainer_strategy(self._get(self.config, "trainer", default={}).get("strategy"), config.get("strategy")),
             "callbacks": [*given, *callbacks],
             **kwargs,
         }
-        return super()._instantiate_trainer({**config, **defaults}, [])
+        trainer = super()._instantiate_trainer({**config, **defaults}, [])
+        self.interruption.take_over(trainer)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFile()
+        return trainer
 
     def plain_config(self) -> dict[str, Any]:
         """Return the resolved config of this command as plain types, without what is linked."""
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
         plain: dict[str, Any] = yaml.safe_load(text)
-        for key in ("config", "ckpt_path", "weights_only", "verbose"):
+        for key in ("config", "ckpt_path", "weights_only", "verbose", "resume", "allow_changes"):  # of one start
             plain.pop(key, None)
         plain["run"]["id"] = None  # whoever uses this config again makes a run of its own
         plain["plugins"] = [_from_here(path) for path in self.plugins] or None
@@ -159,61 +208,113 @@ class ExperimentCLI(LightningCLI):
 
     # Running.
 
+    def check_monitors(self, callbacks: Iterable[Callback]) -> None:
+        """Check that what callbacks monitor will be logged.
+
+        Raises:
+            ConfigError: It will not.
+        """
+        check_monitors(callbacks, self.model.metric_names(), lambda monitor: place_of("monitor", monitor, self.layers))
+
     def open_door(self) -> None:
         """Check what callbacks monitor and every file of the data, then make the run folder."""
-        check_monitors(
-            self.trainer, self.model.metric_names(), lambda monitor: place_of("monitor", monitor, self.layers)
-        )
+        config = self._get(self.config, "trainer", default={})
+        check_processes(self.trainer, bool(config.get("sync_batchnorm")), self.run.is_found_again)
+        self.check_monitors(self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self.subcommand != "fit":
+            self.check_weights()
         if self.subcommand == "predict":
             check_splits({"predict": self.datamodule.predict_dataloader().dataset.samples}, rules="")
         else:
             for warning in self.datamodule.check_files()[:5]:
                 print(f"warning: {warning}", file=sys.stderr)
         if self.subcommand == "fit":
-            total_steps(self.trainer, self.datamodule)
+            self.model.unfreezing = unfreezing_among(self.trainer.callbacks)  # type: ignore[attr-defined]
+            self.count()
             self.model.check_data(self.datamodule)
             sizes = [self.datamodule.example(split)["image"].shape[-2:] for split in ("train", "val")]
             for size in dict.fromkeys([*self.datamodule.stage_sizes(), *map(tuple, sizes)]):
                 self.model.try_size(*size)
         config = self.plain_config()
         self.started.append(self)
-        self.run.create(yaml.safe_dump(config, sort_keys=False))
+        if self.subcommand == "fit":
+            self.begin(config)
+        else:
+            self.run.create(yaml.safe_dump(config, sort_keys=False))
         for logger in self.trainer.loggers:
             if hasattr(logger, "bind"):
                 logger.bind(self.run.path, self.run.id, f"{self.run.name}/{self.run.id}")
+            if self.subcommand == "fit" and self.start.is_own and hasattr(logger, "go_on"):
+                logger.go_on()
             if hasattr(logger, "log_config"):
-                logger.log_config(config)
+                logger.log_config(config if self.subcommand != "fit" else {**config, "groups": self._group_facts()})
         if self.trainer.is_global_zero:
-            print(self.summary())
+            if self.subcommand == "fit":
+                write_groups(self._group_facts(), self.run.path / "groups.csv")
+            print("\n".join([self.summary(), *self.start.lines] if self.subcommand == "fit" else [self.summary()]))
+
+    def count(self) -> None:
+        """Count the steps of the run, and see what is trained when."""
+        self.length = run_length(self.trainer, self.datamodule, self.model.past)
+        self.groups = group_list(self.model, self.length)
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Choose what the run goes on from, check that it may, and enter its folder."""
+        self.start = choose_start(self.run, self.trainer, self.resume, self.given)
+        self.config_init["fit"]["ckpt_path"] = None if self.start.checkpoint is None else str(self.start.checkpoint)
+        if self.start.checkpoint is not None:
+            allowed = self._get(self.config_init, "allow_changes")
+            checkpoint, lines = go_on(self.start.checkpoint, self.trainer, self.model, config, allowed)
+            self.start.lines += lines
+            self.checkpoints.ends_at_once = self.start.is_own and ended_early(checkpoint, config)
+            self.count()
+        self.run.enter(yaml.safe_dump(config, sort_keys=False))
+
+    def check_weights(self) -> None:
+        """Check that the checkpoint to be evaluated holds the weights of this network."""
+        checkpoint = self._get(self.config_init, "ckpt_path")
+        if checkpoint is not None and Path(checkpoint).is_file():
+            check_network(read_checkpoint(Path(checkpoint)), self.model, str(checkpoint))
 
     def summary(self) -> str:
         """Say in a few lines what will run."""
         trainer, model = self.trainer, self.model
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         device = trainer.strategy.root_device.type
         counts = {} if self.subcommand == "predict" else self.datamodule.counts
         classes = list(self.datamodule.classes[:8]) + (["..."] if len(self.datamodule.classes) > 8 else [])
         layout = "channels last" if model.memory_format is torch.channels_last else "contiguous"
         workers = self.datamodule.worker_count(trainer.world_size)
+        nodes = f"{trainer.num_nodes} nodes of " if trainer.num_nodes > 1 else ""
         return "\n".join(
             [
                 f"run      {self.run.path}",
                 f"model    {type(model).__name__} with {type(model.backbone).__name__}: {total / 1e6:.2f} M "
-                f"parameters, {trained / 1e6:.2f} M trained",
+                f"parameters{self._trained() if self.subcommand == 'fit' else ''}",
                 f"data     {type(self.datamodule).__name__}: "
                 + ", ".join([*(f"{count} {name}" for name, count in counts.items()), f"classes {' '.join(classes)}"]),
-                *([self._recipe()] if self.subcommand == "fit" else []),
-                f"device   {trainer.num_devices} x {device}, precision {trainer.precision}, {layout}, "
+                *([self._recipe(), *group_lines(self.groups, self.length)] if self.subcommand == "fit" else []),
+                f"device   {nodes}{trainer.num_devices} x {device}, precision {trainer.precision}, {layout}, "
                 f"{torch.get_num_threads()} threads, {workers} loader workers",
             ]
         )
+
+    def _group_facts(self) -> list[dict[str, Any]]:
+        return group_facts(self.groups, self.length)
+
+    def _trained(self) -> str:
+        """Say how many parameters are trained, and how many are frozen."""
+        total = sum(group.parameters for group in self.groups)
+        first = sum(group.parameters for group in self.groups if group.periods and group.periods[0][0] == 0)
+        ever = sum(group.trained for group in self.groups)
+        later = f", up to {ever / 1e6:.2f} M later" if ever != first else ""
+        return f", {first / 1e6:.2f} M trained{later}, {(total - first) / 1e6:.2f} M frozen"
 
     def _recipe(self) -> str:
         arguments = self.plain_config()["model"]["init_args"]
         chosen = arguments["optimizer"] or {"class_path": "AdamW", "init_args": {}}
         name, rate = chosen["class_path"].rpartition(".")[2], chosen["init_args"].get("lr")
-        plan, steps = self.datamodule.progressive, total_steps(self.trainer, self.datamodule)
+        plan, steps = self.datamodule.progressive, self.length.steps
         batches = (plan.batch_size if plan is not None else None) or [self.datamodule.batch_size]
         images = " to ".join(str(size * self.trainer.world_size) for size in dict.fromkeys([batches[0], batches[-1]]))
         return (
@@ -231,15 +332,21 @@ class ExperimentCLI(LightningCLI):
     def after_fit(self) -> None:
         """Validate and test the best checkpoint, and say where everything is."""
         trainer = self.trainer
+        self.interruption.stop_if_told(trainer)
         if trainer.interrupted or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        best = self.run.checkpoints / "best.ckpt"
-        if not best.exists():  # validation was switched off
-            best = self.run.checkpoints / "last.ckpt"
-        if not best.exists():
+        kept = [self.run.checkpoints / name for name in ("best.ckpt", "last.ckpt")]  # no best one without validation
+        best = trainer.strategy.broadcast(next((path for path in kept if path.exists()), None))  # one answer for all
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        epochs.completed = epochs.processed  # Lightning counts a step of the loop later, which it did not take
+        if not self.checkpoints.trained and trainer.is_global_zero:
+            more = "raise trainer.max_epochs to go on"
             print(
-                f"nothing to do: the checkpoint is already at epoch {trainer.current_epoch}; raise trainer.max_epochs"
+                f"already complete at epoch {trainer.current_epoch}; {more}"
+                if best is not None
+                else f"nothing to do: the checkpoint is already at epoch {trainer.current_epoch}; {more}"
             )
+        if best is None:
             return
         with quiet(trainer):
             for figures in trainer.validate(self.model, self.datamodule, str(best), verbose=False):
@@ -257,7 +364,8 @@ class ExperimentCLI(LightningCLI):
 
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        print(f"predictions  {self.run.path / 'predictions'}")
+        if self.trainer.is_global_zero:
+            print(f"predictions  {self.run.path / 'predictions'}")
 
     def report(self) -> None:
         """Print the final figures and where everything is."""
@@ -349,8 +457,10 @@ def run_experiment(
     try:
         return _run(name, layers, plugins, command, [*configs, *options])
     finally:
+        release_locks()
         if not started_by_another:
             os.environ.pop(ID_VARIABLE, None)
+            os.environ.pop(FROM_VARIABLE, None)
 
 
 def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: str, options: Sequence[str]) -> int:
@@ -362,31 +472,43 @@ def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: s
         read_checkpoint(Path(str(checkpoint)))
     started: list[ExperimentCLI] = []
     code = 1
-    try:
-        ExperimentCLI(name, layers, plugins, started, args=arguments)
-        code = 0
-    except SystemExit as stop:
-        if not stop.code:  # --print_config and --help-all
+    with Interruption() as interruption:
+        try:
+            ExperimentCLI(name, layers, plugins, started, interruption, args=arguments)
+            code = 0
+        except Interrupted as stop:
+            code = _stopped(started, stop)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if isinstance(stop, SystemExit) and not stop.code:  # --print_config and --help-all
+                raise
+            code = _stopped(started, Interrupted(signal.SIGINT))  # a second Ctrl-C; Lightning turns it into an exit
+        except Exception:
+            if started:
+                end_children(started[0].trainer)
             raise
-        code = _stopped(started)
-    except RuntimeError as error:
-        if "Error(s) in loading state_dict" not in str(error):
-            raise
-        lines = [line.strip()[:160] for line in str(error).splitlines()[1:4]]
-        raise ConfigError(f"--ckpt_path: {checkpoint} holds another network: {' '.join(lines)}") from error
-    finally:
-        for logger in started[0].trainer.loggers if started else ():
-            if hasattr(logger, "close"):
-                logger.close(code)
+        finally:
+            interruption.end()
+            for logger in started[0].trainer.loggers if started else ():
+                if hasattr(logger, "close"):
+                    logger.close(code)
     return code
 
 
-def _stopped(started: Sequence[ExperimentCLI]) -> int:
-    """Say what an interrupted run leaves behind; returns the exit code (Lightning turns Ctrl-C into an exit)."""
-    last = started[0].run.checkpoints / "last.ckpt" if started else Path()
-    hint = f"; go on with --ckpt_path {last}" if started and last.is_file() else ""
-    print(f"stopped{hint}", file=sys.stderr)
-    return 130
+def _stopped(started: Sequence[ExperimentCLI], stop: Interrupted) -> int:
+    """Say what an interrupted run leaves behind; returns the exit code."""
+    if not started:
+        print("stopped before anything was done", file=sys.stderr)
+        return stop.code
+    trainer, run = started[0].trainer, started[0].run
+    at = f" at epoch {trainer.current_epoch}, step {trainer.global_step}" if stop.saved else ""
+    resumable = (run.checkpoints / "last.ckpt").is_file()
+    hint = f"; the same command with --run.id {run.id} goes on" if resumable else ""
+    if trainer.is_global_zero:
+        print(f"stopped{at}{hint}", file=sys.stderr)
+    if not stop.saved and trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(signal.SIGTERM)  # others may know nothing of it
+    end_children(trainer, 60 if stop.saved else PATIENCE)
+    return stop.code
 
 
 def hush() -> None:
@@ -404,6 +526,7 @@ def hush() -> None:
         "The dirpath has changed from",  # going on from another run's checkpoint is meant
         "Couldn't infer the batch indices",  # predictions carry the ids of their images
         "Checkpoint directory .* exists and is not empty",  # the run folder's own
+        "Grad strides do not match bucket view strides",  # DDP of a few small weights in channels last
         ".*The number of training batches .* is smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -11,6 +11,8 @@ import yaml
 from framework.errors import ConfigError, suggest
 
 Path_ = tuple[str, ...]
+DASHED = ("--help-all",)
+"""Options without a dot whose name has a dash."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def read_layer(path: Path) -> Layer:
         raise ConfigError(
             f"{path}: an experiment is a mapping with keys such as model and data, not {type(values).__name__}"
         )
+    values.pop("$schema", None)  # for editors
     return Layer(values, dict(_places(node, (), str(path))), path.parent)
 
 
@@ -142,6 +145,32 @@ def option_layer(arguments: Sequence[str]) -> Layer:
         for depth in range(1, len(path) + 1):
             places.setdefault(path[:depth], option)
     return Layer(values, places)
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Write options without a dot as they are declared: `--ckpt-path FILE` is `--ckpt_path FILE`."""
+    written = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and "." not in name and name not in DASHED:
+            name = f"--{name[2:].replace('-', '_')}"
+        written.append(f"{name}{equals}{value}")
+    return written
+
+
+def class_options_first(arguments: Sequence[str]) -> list[str]:
+    """Put an option that chooses a class, `--data ImageFolder`, before those of its arguments, `--data.root DIR`."""
+    units: list[list[str]] = []
+    for argument in arguments:
+        if argument.startswith("--") or not units:
+            units.append([])
+        units[-1].append(argument)
+    ordered: list[list[str]] = []
+    for unit in units:
+        prefix = f"{unit[0].partition('=')[0]}."
+        place = next((index for index, other in enumerate(ordered) if other[0].startswith(prefix)), len(ordered))
+        ordered.insert(place, unit)
+    return [argument for unit in ordered for argument in unit]
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:

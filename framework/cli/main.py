@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from framework import __version__
-from framework.cli.layers import option_layer, read_layer, take_option
+from framework.cli.layers import class_options_first, option_layer, read_layer, take_option, with_underscores
 from framework.errors import ConfigError, UserError, suggest
 
 COMMANDS = {
@@ -23,6 +23,8 @@ OTHERS = {
     "config": "check experiment files without training",
     "schedule": "print and plot every schedule of an experiment before it runs",
     "schema": "print the JSON Schema of experiments, for editors",
+    "replay": "run a training step again whose loss was not finite",
+    "doctor": "print what fit would use here, and what would stop it",
 }
 DEFAULTS = Path(__file__).with_name("defaults.yaml")
 
@@ -35,7 +37,11 @@ HELP = """usage: {command} --config EXPERIMENT.yaml [--config MORE.yaml ...] [--
   --data.KEY VALUE         any argument of the data; --data CLASS chooses another data set
   --trainer.KEY VALUE      any argument of Lightning's Trainer: --trainer.max_epochs 20
   --trainer.callbacks+=C   add a callback
-  --run.name, --run.root, --run.id    where the run's folder is
+  --run.name, --run.root, --run.id    where the run's folder is; fit goes on from what an earlier start left there
+  --run.checkpoint_minutes, --run.checkpoint_steps    how often fit writes a checkpoint within an epoch
+  --resume auto|must|never    whether fit goes on: if it can (the default), or it is an error, or never
+  --on_nan stop|skip       what fit does about a step whose loss is not finite
+  --allow_changes KEY ...  keys in which the experiment may differ from that of the run that goes on
   --ckpt_path FILE         a checkpoint{checkpoint}
   --print_config           print the resolved experiment, and stop
   --plugins FILE           use the plugins in a Python file, or in a folder of such
@@ -46,7 +52,16 @@ HELP = """usage: {command} --config EXPERIMENT.yaml [--config MORE.yaml ...] [--
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command `framework`; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _answer(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _throw_output_away()
+
+
+def _answer(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: framework COMMAND ...\n")
         print("\n".join(f"  {name:10} {what}" for name, what in {**COMMANDS, **OTHERS}.items()))
@@ -64,9 +79,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, BrokenPipeError) and arguments[0] in OTHERS:  # `framework plugins list | head`
+            _throw_output_away()
+            return 0
         code, message = _explain(error)
         print(message, file=sys.stderr)
         return code
+
+
+def _throw_output_away() -> None:
+    """Send what is still to be printed nowhere, since nobody reads it any more; else Python complains when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -80,6 +103,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"error: {error.filename}: {error.strerror}: check the path, its permissions and the free space"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return 2, f"error: {error.strerror}: no room to write; earlier checkpoints are whole"
+    if isinstance(error, RuntimeError) and "by peer" in text and "gloo" in text:
+        return 1, "error: another process of this run has ended before its time: its own message says why"
     lines = "\n".join(text.splitlines()[:6])[:800]
     if isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException":
         return 2, f"error: {lines}\n(add --debug for the traceback)"
@@ -99,7 +124,7 @@ def _run(command: str, arguments: list[str]) -> int:
         role = " to go on from" if command == "fit" else "; it brings its experiment with it"
         print(HELP.format(command=command, what=COMMANDS[command], checkpoint=role))
         return 0
-    configs, options = take_option(arguments, "--config", "-c")
+    configs, options = take_option(with_underscores(arguments), "--config", "-c")
     trust, options = take_option(options, "--trust")
     named, options = take_option(options, "--plugins")
     files, plugins = [Path(config) for config in configs], [Path(name) for name in named]
@@ -119,6 +144,7 @@ def _run(command: str, arguments: list[str]) -> int:
 
 
 def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str], plugins: list[Path]) -> int:
+    options = class_options_first(options)
     layers = [*(read_layer(file) for file in files), option_layer(options)]  # mistakes in YAML cost no import of torch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/configuration.md
     from framework.cli.experiment import run_experiment

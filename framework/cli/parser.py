@@ -2,19 +2,23 @@
 
 import re
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+from jsonargparse import _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
 from framework.cli.layers import Layer
 from framework.errors import ConfigError, UserError
+from framework.registry import Advert, known_short_class
 
 
 class Parser(LightningArgumentParser):
     """A parser whose errors are a few lines, and name the file and line of what is wrong."""
 
-    layers: Sequence[Layer] = ()  # of the class: jsonargparse makes parsers of its own for what is nested
+    # Of the class: jsonargparse makes parsers of its own for what is nested.
+    layers: Sequence[Layer] = ()
+    adverts: Mapping[str, Advert] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what argparse would print a page of usage for."""
@@ -26,6 +30,30 @@ class Parser(LightningArgumentParser):
             names = re.sub(r".*arguments are required: ", "", message, flags=re.DOTALL).replace("fit.", "")
             inner = MissingError(f"missing: {names} (required, and no file or option gives it)")
         raise inner or ConfigError(explain(message, self.layers)) from ex
+
+
+_resolve_by_name = _typehints.resolve_class_path_by_name  # private, and there is no other hook; jsonargparse<5
+
+
+def resolve_short_name(cls: Any, name: str) -> str:
+    """Return the class path of a short name; where several loaded libraries have the name, of the one the door takes.
+
+    Raises:
+        ValueError: They do, and it takes none.
+    """
+    try:
+        path: str = _resolve_by_name(cls, name)
+        return path
+    except ValueError:
+        if name in Parser.adverts:
+            return Parser.adverts[name].class_path
+        known = known_short_class(name)
+        if known is None:
+            raise
+        return f"{known.__module__}.{known.__qualname__}"
+
+
+_typehints.resolve_class_path_by_name = resolve_short_name
 
 
 class MissingError(ConfigError):

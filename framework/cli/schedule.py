@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from framework.cli.layers import take_option
+from framework.cli.layers import class_options_first, take_option, with_underscores
 from framework.errors import ConfigError, suggest
 
 ACTIONS = {"show": "print and plot every schedule of an experiment"}
@@ -55,7 +55,7 @@ def _show(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out: there is no folder {out.parent}")
     from framework.cli.show_schedule import show_schedule  # torch: not for --help
 
-    options = [option for option in rest if option != "--json"]
+    options = class_options_first(with_underscores([option for option in rest if option != "--json"]))
     files = [Path(name) for name in (file, *more)]
     show_schedule(files, options, out, "--json" in rest, trust, [Path(name) for name in plugins])
     return 0

@@ -89,6 +89,7 @@ def experiment_schema(plugins: Iterable[Path] = ()) -> Schema:
 
     writer = SchemaWriter(known_classes(plugins))
     properties = {
+        "$schema": {"type": "string", "description": "Where this schema is, for editors."},
         "seed_everything": {"type": "integer", "default": 0, "description": "The seed of everything random."},
         "model": writer.subclass_of(Task, place=("model",)),
         "data": writer.subclass_of(VisionData, place=("data",)),
@@ -97,6 +98,13 @@ def experiment_schema(plugins: Iterable[Path] = ()) -> Schema:
         "plugins": {
             "anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": {"type": "string"}}],
             "description": "Python files, or folders of such, that hold plugins.",
+        },
+        "resume": {"enum": ["auto", "must", "never"], "default": "auto", "description": "Whether fit goes on."},
+        "on_nan": {"enum": ["stop", "skip"], "default": "stop", "description": "What a loss that is not finite does."},
+        "allow_changes": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Keys in which the experiment may differ from that of the run that goes on.",
         },
         "ckpt_path": {"type": ["string", "null"], "description": "A checkpoint to go on from."},
         "weights_only": {"type": ["boolean", "null"], "description": "Load checkpoints without unpickling code."},

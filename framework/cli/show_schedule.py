@@ -13,9 +13,10 @@ from lightning.pytorch import Trainer
 from framework.cli.check_config import BuiltExperiment
 from framework.cli.draw_schedule import draw_timeline
 from framework.cli.experiment import check_keys, hush
+from framework.cli.group_table import Group, group_lines, table
 from framework.cli.layers import option_layer, plugin_files, read_layer
 from framework.cli.main import DEFAULTS
-from framework.cli.timeline import Group, Span, Timeline, count_of, setting_name, setting_text, spread, timeline_of
+from framework.cli.timeline import Span, Timeline, count_of, setting_name, setting_text, spread, timeline_of
 
 BARS = "▁▂▃▄▅▆▇█"
 PLOT_WIDTH = 40  # characters of a plot in the terminal
@@ -102,22 +103,23 @@ def _lines(timeline: Timeline) -> list[str]:
     return [
         f"{timeline.name}: {timeline.length}",
         "",
+        "parameter groups",
+        *group_lines(timeline.groups, timeline.run),
+        "",
         f"learning rate, {type(timeline.schedule).__name__}",
-        *_table(
-            [["group", "base", "first", "highest", "last", ""], *(_rate_row(timeline, g) for g in timeline.groups)]
-        ),
+        *table([["group", "base", "first", "highest", "last", ""], *(_rate_row(timeline, g) for g in timeline.groups)]),
         "",
         "epochs and stages",
-        *_table([row for row in _setting_rows(timeline) if any(row[1:])]),
-        *(["", "other schedules", *_table(_course_rows(timeline))] if timeline.courses else []),
+        *table([row for row in _setting_rows(timeline) if any(row[1:])]),
+        *(["", "other schedules", *table(_course_rows(timeline))] if timeline.courses else []),
     ]
 
 
 def _rate_row(timeline: Timeline, group: Group) -> list[str]:
-    steps = (0, timeline.peak, timeline.steps - 1)
-    first, highest, last = (f"{group.base * timeline.factor(step):.3g}" for step in steps)
-    plot = _plot(timeline, timeline.factor) if group.trained else "frozen"
-    return [group.name, f"{group.base:.3g}", first, f"{highest} at step {timeline.peak}", last, plot]
+    peak = timeline.peak_of(group)
+    first, highest, last = (f"{group.base * group.factor(step):.3g}" for step in (0, peak, timeline.steps - 1))
+    plot = _plot(timeline, group.factor) if group.trained else "frozen"
+    return [group.name, f"{group.base:.3g}", first, f"{highest} at step {peak}", last, plot]
 
 
 def _setting_rows(timeline: Timeline) -> list[list[str]]:
@@ -149,13 +151,6 @@ def _plot(timeline: Timeline, value: Callable[[int], float]) -> str:
     return "".join(BARS[round((len(BARS) - 1) * max(0.0, each) / top)] if top > 0 else BARS[0] for each in values)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
 # For programs.
 
 
@@ -172,10 +167,13 @@ def _facts(timeline: Timeline) -> dict[str, Any]:
                 "parameters": group.parameters,
                 "trained": group.trained,
                 "base": group.base,
-                "first": group.base * timeline.factor(0),
-                "highest": group.base * timeline.factor(timeline.peak),
-                "highest_step": timeline.peak,
-                "last": group.base * timeline.factor(timeline.steps - 1),
+                "weight_decay": group.decay,
+                "tensors": group.tensors,
+                "trained_steps": [[first, int(min(end, timeline.steps))] for first, end in group.periods],
+                "first": group.base * group.factor(0),
+                "highest": group.base * group.factor(timeline.peak_of(group)),
+                "highest_step": timeline.peak_of(group),
+                "last": group.base * group.factor(timeline.steps - 1),
             }
             for group in timeline.groups
         ],
@@ -207,7 +205,7 @@ def _write_table(timeline: Timeline, path: Path) -> None:
         for span in timeline.spans:
             said = [setting_text(span.settings[name]) for name in settings]
             for step in range(*span.steps):
-                moment, factor = timeline.moment(step), timeline.factor(step)
-                rates = [group.base * factor for group in timeline.groups]
+                moment = timeline.moment(step)
+                rates = [group.base * group.factor(step) for group in timeline.groups]
                 others = [course(moment) for course in timeline.courses.values()]
                 writer.writerow([step, moment.epoch, *rates, *said, *others])

@@ -1,36 +1,22 @@
 """The course of a run before it runs: its epochs and stages, and everything that is scheduled, step by step."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import groupby
+from math import inf
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from framework.cli.group_table import Group, group_list
+from framework.length import RunLength, run_length
 from framework.schedules import Moment, Schedule
-from framework.tasks.base import Task, total_steps
+from framework.tasks.base import Task
+from framework.transfer.unfreezing import unfreezing_among
 
 Value = float | int | tuple[int, int] | None
 """A setting: a number, or a height and width; None where the experiment has no such thing."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A parameter group and its learning rate.
-
-    Args:
-        name: Such as `backbone/decay`.
-        base: Its base rate.
-        parameters: How many it has.
-        trained: How many of those are not frozen.
-    """
-
-    name: str
-    base: float
-    parameters: int
-    trained: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +46,7 @@ class Timeline:
         schedule: Of the learning rate.
         groups: All parameter groups.
         spans: All stages in order.
-        epoch_steps: Optimizer steps of each epoch.
+        run: Its epochs and optimizer steps.
         courses: What else is scheduled, by name: the value at each moment.
     """
 
@@ -69,27 +55,22 @@ class Timeline:
     schedule: Schedule
     groups: list[Group]
     spans: list[Span]
-    epoch_steps: list[int]
+    run: RunLength
     courses: dict[str, Callable[[Moment], float]]
-
-    @cached_property
-    def ends(self) -> list[int]:
-        """One past the last step of each epoch."""
-        return list(accumulate(self.epoch_steps))
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return self.ends[-1]
+        return self.run.steps
 
     @property
     def epochs(self) -> int:
         """Epochs of the whole run, of which the last may be cut short."""
-        return len(self.epoch_steps)
+        return self.run.epochs
 
     def moment(self, step: int) -> Moment:
         """Return the moment of an optimizer step, from 0 on."""
-        return Moment(step, self.steps, bisect_right(self.ends, step), self.epochs)
+        return self.run.moment(step)
 
     @property
     def length(self) -> str:
@@ -97,17 +78,19 @@ class Timeline:
         shared = f", in {count_of(self.processes, 'process')}" if self.processes > 1 else ""
         return f"{count_of(self.epochs, 'epoch')}, {count_of(self.steps, 'optimizer step')}{shared}"
 
-    def factor(self, step: int) -> float:
-        """Return what every base rate is multiplied with at a step."""
-        return self.schedule.factor(step, self.steps)
-
     @cached_property
     def peak(self) -> int:
         """The first step with the highest learning rate."""
-        return max(range(self.steps), key=self.factor)
+        return max(range(self.steps), key=lambda step: self.schedule.factor(step, self.steps))
+
+    def peak_of(self, group: Group) -> int:
+        """Return the first step with the highest learning rate of a group."""
+        if group.periods in ((), ((0, inf),)):
+            return self.peak
+        return max(range(self.steps), key=group.factor)
 
 
-def timeline_of(name: str, trainer: Trainer, task: Task, data: Any, others: Iterable[Any]) -> Timeline:
+def timeline_of(name: str, trainer: Trainer, task: Task, data: Any, others: Sequence[Any]) -> Timeline:
     """Return the course of the run that a trainer would make of a task and its data.
 
     Args:
@@ -122,30 +105,29 @@ def timeline_of(name: str, trainer: Trainer, task: Task, data: Any, others: Iter
         TrainingError: The run has no end, or an epoch has no batch.
     """
     task.check_data(data)
-    steps = total_steps(trainer, data)
-    epochs = list(_epochs(trainer, task, data, steps))
+    length = run_length(trainer, data)
+    task.unfreezing = unfreezing_among(others)
+    groups = group_list(task, length)
+    epochs = list(_epochs(trainer, task, data, length))
     owners = [task, data, *others]
     courses = {key: value for owner in owners for key, value in getattr(owner, "schedules", dict)().items()}
     return Timeline(
         name,
         trainer.world_size,
         task.schedule,
-        _groups(task),
+        groups,
         list(_spans(epochs)),
-        [span.steps[1] - span.steps[0] for span in epochs],
+        length,
         courses,
     )
 
 
-def _epochs(trainer: Trainer, task: Task, data: Any, steps: int) -> Iterator[Span]:
-    """Give each epoch of a run of so many steps as a span of its own."""
+def _epochs(trainer: Trainer, task: Task, data: Any, length: RunLength) -> Iterator[Span]:
+    """Give each epoch of a run as a span of its own."""
     whole = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs > 0 else None
-    epoch, begin = 0, 0
-    while begin < steps:
+    for epoch, end in enumerate(length.ends):
         batches = data.train_batches(trainer.world_size, epoch, whole, trainer.limit_train_batches)
-        end = min(steps, begin - (-batches // trainer.accumulate_grad_batches))
-        yield Span((epoch, epoch + 1), (begin, end), batches, _settings(task, data, epoch, whole))
-        epoch, begin = epoch + 1, end
+        yield Span((epoch, epoch + 1), (length.start(epoch), end), batches, _settings(task, data, epoch, whole))
 
 
 def _spans(epochs: list[Span]) -> Iterator[Span]:
@@ -154,18 +136,6 @@ def _spans(epochs: list[Span]) -> Iterator[Span]:
         joined = list(together)
         first, last = joined[0], joined[-1]
         yield Span((first.epochs[0], last.epochs[1]), (first.steps[0], last.steps[1]), batches, first.settings)
-
-
-def _groups(task: Task) -> list[Group]:
-    return [
-        Group(
-            group["name"],
-            float(group["lr"]),
-            sum(parameter.numel() for parameter in group["params"]),
-            sum(parameter.numel() for parameter in group["params"] if parameter.requires_grad),
-        )
-        for group in task.build_optimizer().param_groups
-    ]
 
 
 def _settings(task: Task, data: Any, epoch: int, epochs: int | None) -> dict[str, Value]:

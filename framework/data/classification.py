@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from framework.data.augment import Mix, RandAugment
 from framework.data.datamodule import ImageFiles, SplitName, VisionData
-from framework.data.images import find_images
+from framework.data.images import list_images
 from framework.data.loader import KeyedLoader, KeyedSamples, Sample, Samples, Transform
 from framework.data.progressive import Progressive, Stage
 from framework.data.sampling import Labels, Sampling
@@ -80,7 +80,7 @@ class LabelledFiles(ImageFiles):
             DataError: The file cannot be read.
         """
         label = target(self.labels[index], len(self.classes))
-        return {**super().read(index), "id": self.name(index), "label": label}
+        return {**super().read(index), "label": label}
 
     def name(self, index: int) -> str:
         """Return what to call one file: `CLASS/FILE`, or, where it may have several classes, `FILE`."""
@@ -275,7 +275,7 @@ class ClassificationData(VisionData):
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without a class."""
-        return ImageFiles(list(find_images(folder).values()), self.channels, self.at_least)
+        return ImageFiles(list_images(folder), self.channels, self.at_least)
 
     def state_classes(self, classes: list[str]) -> None:
         """Set the class names.

@@ -16,7 +16,7 @@ training batches of mixed images, shares of the classes, float (B, C).
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from framework.data.check import check_splits
-from framework.data.images import find_images, read_image
+from framework.data.images import distinct_names, list_images, read_image
 from framework.data.loader import (
     KeyedBatches,
     KeyedLoader,
@@ -37,6 +37,7 @@ from framework.data.loader import (
     Samples,
     Transform,
     collate,
+    heed_parent_alone,
     reading_problem,
 )
 from framework.data.progressive import Progressive, Stage, recount_batches
@@ -234,7 +235,7 @@ class VisionData(LightningDataModule, ABC):
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without targets."""
-        return ImageFiles(list(find_images(folder).values()), self.channels, self.resize)
+        return ImageFiles(list_images(folder), self.channels, self.resize)
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Finish a batch on the device: photometric augmentation, masks as long."""
@@ -263,6 +264,7 @@ class VisionData(LightningDataModule, ABC):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=heed_parent_alone,
             collate_fn=partial(collate, fills={"mask": self.ignore_index or 0}),
         )
 
@@ -281,9 +283,12 @@ class VisionData(LightningDataModule, ABC):
 
     def worker_count(self, world_size: int = 1) -> int:
         """Return the number of loader processes: as configured, else half the cores a process has, at most 8."""
-        if self.num_workers is not None:
-            return self.num_workers
-        return min(8, max(1, (os.cpu_count() or 1) // (2 * world_size)))
+        return self.num_workers if self.num_workers is not None else default_workers(world_size)
+
+
+def default_workers(world_size: int = 1) -> int:
+    """Return the number of loader processes of one process of several: half its cores, at most 8."""
+    return min(8, max(1, (os.cpu_count() or 1) // (2 * world_size)))
 
 
 class ImageFiles:
@@ -308,7 +313,15 @@ class ImageFiles:
         path = self.paths[index]
         values, size = read_image(path, self.channels, self.resize)
         image = tv_tensors.Image(torch.from_numpy(values).permute(2, 0, 1))
-        return {"image": image, "id": path.stem, "original_size": size}
+        return {"image": image, "id": self.name(index), "original_size": size}
+
+    def name(self, index: int) -> str:
+        """Return what to call one file."""
+        return self._names[index]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return distinct_names(self.paths)
 
     def problem(self, index: int) -> str | None:
         """Say what is wrong with one file."""

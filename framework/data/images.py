@@ -1,5 +1,7 @@
 """Decoding: any image or mask file to integers, or an error that names the file."""
 
+from collections import Counter
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,12 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".g
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
+def list_images(folder: Path) -> list[Path]:
+    """Return the image files in a folder, sorted by name; hidden files are passed over."""
+    files = sorted(folder.iterdir())
+    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
+
+
 def find_images(folder: Path) -> dict[str, Path]:
     """Map file stems to image files in a folder, sorted by name; hidden files are passed over.
 
@@ -21,13 +29,18 @@ def find_images(folder: Path) -> dict[str, Path]:
         DataError: Two images share a stem, so that a mask could belong to either.
     """
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in list_images(folder):
         if path.stem in found:
             raise DataError(f"{path} and {found[path.stem].name} share a name: keep one, or rename it and its mask")
         found[path.stem] = path
     return found
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return what to call each file of a folder: its stem, or its whole name where another file has the same stem."""
+    stems = Counter(path.stem for path in paths)
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in paths]
+    return names if len(set(names)) == len(names) else [path.name for path in paths]
 
 
 class Decoded(NamedTuple):

@@ -1,5 +1,8 @@
 """Loaders whose order and randomness are pure functions of (seed, epoch, index)."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -172,10 +175,11 @@ class KeyedLoader:
         self.dataset, self.batch_sampler = dataset, batches
         self._loader: DataLoader[Sample] = DataLoader(dataset, batch_sampler=batches, **options)
         self._handed_out = 0
+        self._loaded: dict[str, int] | None = None  # until a batch is asked for
 
     def __iter__(self) -> Iterator[Sample]:
         # A generator: workers start at the first next(), after set_epoch (Lightning #21938).
-        self._handed_out = self.batch_sampler.start
+        self._handed_out, self._loaded = self.batch_sampler.start, None
         for batch in self._loader:
             self._handed_out += 1
             yield batch
@@ -193,13 +197,50 @@ class KeyedLoader:
         self._loader._iterator = iterator
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches already handed out."""
+        """Return the epoch, the number of its batches already handed out, and how many samples there are."""
+        if self._loaded is not None:  # a run that goes on after the last batch of an epoch asks for none of it again
+            return dict(self._loaded)
         done = self._handed_out >= len(self)
-        return {"epoch": self.batch_sampler.epoch + done, "batch": 0 if done else self._handed_out}
+        batch = 0 if done else self._handed_out
+        return {"epoch": self.batch_sampler.epoch + done, "batch": batch, "samples": self.batch_sampler.length}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            DataError: It was taken within an epoch, of whose order nothing is left: there are more samples, or fewer.
+        """
+        known, found = state.get("samples", self.batch_sampler.length), self.batch_sampler.length
+        if state["batch"] and known != found:
+            raise DataError(
+                f"the checkpoint was written within an epoch of {known} training samples, and now there are {found}: "
+                "go on with the same files, or from a checkpoint at the end of an epoch"
+            )
+        self._loaded = dict(state)
         self.batch_sampler.epoch, self.batch_sampler.start = state["epoch"], state["batch"]
+
+
+def heed_parent_alone(worker: int) -> None:
+    """Let a worker end when the process that started it says so, and leave other signals to that process.
+
+    A scheduler signals every process of a job. The workers of a run that is told to stop have to serve it until it has
+    saved; a worker that is killed makes it fail instead.
+
+    Args:
+        worker: Its number.
+    """
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS has no schedulers either
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def collate(samples: list[Sample], fills: dict[str, int]) -> Sample:

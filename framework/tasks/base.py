@@ -3,31 +3,45 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from framework.backbone import Backbone
-from framework.clock import key
-from framework.errors import ConfigError, TrainingError
+from framework.backbone import Backbone, rest_frozen
+from framework.clock import key_step
+from framework.errors import ConfigError
+from framework.length import RunLength, planned_epochs, run_length
 from framework.regularisation import Regularisation
 from framework.schedules import Courses, Schedule, WarmupCosine
 from framework.tracking.drawing import Picture
+from framework.transfer.adapter import Adapter
 from framework.transfer.ema import take_trained_weights
+from framework.transfer.groups import ParameterGroup, Rates, partition
+from framework.transfer.optimizer_state import Names, RatesByStep, keep_hyperparameters, name_state
+from framework.transfer.plan import TrainingPlan
+from framework.transfer.selection import Parts, Selection, parts_of, select
+from framework.transfer.sharding import shard
+from framework.transfer.unfreezing import ProgressiveUnfreezing
 
+PAST = "epoch_steps"  # of a checkpoint
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-NO_DECAY = ("pos_embed", "cls_token", "reg_token", "mask_token", "relative_position_bias_table")
 
 Batch = dict[str, Any]
+
+
+class SkippedStep(Exception):
+    """What a callback raises before an optimizer step, to leave it out."""
 
 
 class Task(LightningModule, ABC):
@@ -40,12 +54,25 @@ class Task(LightningModule, ABC):
         optimizer: An optimizer class with its arguments.
         schedule: The learning rate as a function of the step.
         backbone_lr_factor: The backbone learns at this fraction of the learning rate.
-        freeze: Stages of the backbone, from the input on, that are never trained; `all` for the whole.
+        layer_decay: Each stage of the backbone learns at this fraction of the rate of the next one, the last at this
+            fraction of the head's; in (0, 1].
+        learning_rates: Rates of parts of the network, such as `{stage0: 1e-5, backbone: 5e-5, head: 1e-3}`; of several
+            that mean a parameter that of the smallest part holds. See docs/transfer.md for the words.
+        freeze: What is never trained: a number of stages of the backbone, from the input on; `all` for the whole
+            backbone; or words such as `[stage0, norms]`, see docs/transfer.md.
+        adapter: Few weights inside the backbone, such as `LoRA`, that are trained in place of its own; see
+            docs/transfer.md.
         channels_last: Memory layout; null: channels last for convolutional backbones.
         compile: Compile backbone and head with torch.compile.
     """
 
     class_names: list[str]
+    step_skipped = False  # whether the last optimizer step was left out
+    unfreezing: ProgressiveUnfreezing | None  # who decides what is trained when, beside `freeze`
+    trained: frozenset[str] | None  # names of what is trained now
+    length: RunLength | None = None  # of the run, once the optimizer is built
+    past: tuple[int, ...] = ()  # optimizer steps of the epochs before the checkpoint that the run goes on from
+    grouped: Names  # the parameters of each group of the optimizer, once it is built
 
     def __init__(
         self,
@@ -53,20 +80,29 @@ class Task(LightningModule, ABC):
         optimizer: OptimizerFactory = AdamW,
         schedule: Schedule | None = None,
         backbone_lr_factor: float = 1.0,
-        freeze: int | Literal["all"] = 0,
+        layer_decay: float = 1.0,
+        learning_rates: dict[str, float] | None = None,
+        freeze: Selection = 0,
+        adapter: Adapter | None = None,
         channels_last: bool | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.optimizer, self.schedule = optimizer, schedule or WarmupCosine()
-        self.backbone_lr_factor, self.channels_last, self.compile_network = backbone_lr_factor, channels_last, compile
+        self.rates = Rates(backbone_lr_factor, layer_decay, learning_rates)
+        self.rates.check()
+        self.channels_last, self.compile_network = channels_last, compile
+        self.never_trained, self.unfreezing, self.trained = freeze, None, None
         self._regularisation: Regularisation | None = None  # once the head is there
+        self._parts: Parts | None = None
         try:
             backbone.probe()
-            backbone.freeze(freeze)
         except ValueError as error:
             raise ConfigError(f"model.backbone: {error}") from error
+        self.adapter = adapter
+        if adapter is not None:
+            adapter.adapt(backbone)
 
     # What it takes to try any backbone under any head, without data.
 
@@ -110,42 +146,124 @@ class Task(LightningModule, ABC):
         """Return the row of one predicted image in `predictions.csv`, as (column, value); none by default."""
         return []
 
+    # What is trained.
+
+    @property
+    def parts(self) -> Parts:
+        """What every parameter belongs to."""
+        if self._parts is None:
+            self._parts = parts_of(self, self.backbone)
+        return self._parts
+
+    def frozen_names(self) -> frozenset[str]:
+        """Return the names of the parameters that are never trained.
+
+        Raises:
+            ConfigError: `freeze` names a part that there is not.
+        """
+        words = self.never_trained if isinstance(self.never_trained, list) else [self.never_trained]
+        named = [{"all": "backbone", "!all": "!backbone"}.get(str(word), word) for word in words]  # of the backbone
+        frozen = select(self.parts, named, "input", "model.freeze")
+        return frozen if self.adapter is None else frozen | self._beside_adapter(self.adapter, frozen)
+
+    def _beside_adapter(self, adapter: Adapter, frozen: frozenset[str]) -> frozenset[str]:
+        """Return the backbone's own parameters, which rest where an adapter is trained.
+
+        Raises:
+            ConfigError: Every adapter is frozen too.
+        """
+        adapters = {name for name in self.parts.backbone if adapter.adapts(name)}
+        if adapters <= frozen:
+            raise ConfigError(
+                "model.freeze: it means every adapter too: leave it out, as model.adapter freezes the rest of the "
+                "backbone by itself"
+            )
+        return self.parts.backbone - adapters
+
+    def apply_freeze(self) -> None:
+        """Freeze what is never trained; every task calls it at the end of its constructor.
+
+        Raises:
+            ConfigError: `freeze` names a part that there is not.
+        """
+        self.set_trained(self.parts.all - self.frozen_names())
+
+    def set_trained(self, names: frozenset[str]) -> bool:
+        """Train these parameters and no others; returns whether that changes anything.
+
+        Frozen ones get no gradient, and their layers rest in eval mode whatever `train` is told.
+        """
+        changed = False
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad != (name in names):
+                parameter.requires_grad_(name in names)
+                changed = True
+            if name not in names:
+                parameter.grad = None  # else momentum and weight decay go on
+        self.trained = names
+        self.backbone.settle()
+        self.train(self.training)
+        return changed
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, but let frozen layers rest in eval mode, those of the head too."""
+        super().train(mode)
+        if mode and self.trained is not None and not self.parts.head <= self.trained:
+            rest_frozen(child for child in self.children() if child is not self.backbone)  # which knows by itself
+        return self
+
+    def plan_training(self, length: RunLength) -> TrainingPlan:
+        """Return what is trained when.
+
+        Raises:
+            ConfigError: A part is named that there is not, an unfreezing would never come, or nothing is trained.
+        """
+        frozen = self.frozen_names()
+        plan = TrainingPlan((0,), (self.parts.all - frozen,))
+        if self.unfreezing is not None:
+            plan = self.unfreezing.plan(self.parts, frozen, length)
+            self.unfreezing.prepare(plan, {name: parameter.numel() for name, parameter in self.named_parameters()})
+        if not all(plan.trained):
+            raise ConfigError("no parameter is trainable: lower model.freeze")
+        return plan
+
     # One static partition of all parameters, from step 0 on.
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Split all parameters, frozen ones too, into named groups: backbone or head, with or without weight decay.
+    def partition(self, plan: TrainingPlan | None = None) -> list[ParameterGroup]:
+        """Split all parameters, frozen ones too, into groups that are treated alike from the first step to the last."""
+        return partition(self, self.parts, self.rates, plan or TrainingPlan((0,), (self.parts.all,)))
 
-        Norms, biases and embeddings are not decayed.
-        """
-        groups: dict[str, list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            part = "backbone" if name.startswith("backbone.") else "head"
-            rest = parameter.ndim <= 1 or any(word in name for word in NO_DECAY)
-            groups.setdefault(f"{part}/{'no_decay' if rest else 'decay'}", []).append(parameter)
-        grouped = [parameter for group in groups.values() for parameter in group]
-        assert {id(p) for p in grouped} == {id(p) for p in self.parameters()}
-        assert len(grouped) == len({id(p) for p in grouped})
-        return [
-            {"params": groups[name], "name": name} | ({"weight_decay": 0.0} if name.endswith("/no_decay") else {})
-            for name in sorted(groups)
-        ]
-
-    def build_optimizer(self, fused: bool = False) -> Optimizer:
+    def build_optimizer(self, groups: list[ParameterGroup], fused: bool = False) -> Optimizer:
         """Build the optimizer over all groups, each with its base rate."""
         factory = partial(self.optimizer, **{"fused": True}) if fused else self.optimizer
-        optimizer = factory(self.parameter_groups())
-        for group in optimizer.param_groups:
-            if group["name"].startswith("backbone/"):
-                group["lr"] *= self.backbone_lr_factor
+        named = dict(self.named_parameters())
+        optimizer = factory(
+            [
+                {"params": [named[name] for name in group.names], "name": group.name}
+                | ({} if group.decays else {"weight_decay": 0.0})
+                for group in groups
+            ]
+        )
+        for built, group in zip(optimizer.param_groups, groups, strict=True):
+            built["lr"] = built["lr"] * group.share if group.share is not None else group.rate
         return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over all groups, and the schedule as a pure function of the step."""
+        """Build the optimizer over all groups, and the schedules as pure functions of the step."""
         fused = knows_fused(self.optimizer) and not (self._scales_gradients() and self.trainer.gradient_clip_val)
-        optimizer = self.build_optimizer(fused)
-        total = total_steps(self.trainer, getattr(self.trainer, "datamodule", None))
-        schedule = LambdaLR(optimizer, lambda step: self.schedule.factor(step, total))
+        length = self.length = run_length(self.trainer, getattr(self.trainer, "datamodule", None), self.past)
+        plan = self.plan_training(length)
+        groups = self.partition(plan)
+        optimizer = self.build_optimizer(groups, fused)
+        schedule = RatesByStep(optimizer, [self.factor(group, plan, length.steps) for group in groups])
+        self.grouped = [list(group.names) for group in groups]
+        keep_hyperparameters(optimizer, self.grouped)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def factor(self, group: ParameterGroup, plan: TrainingPlan, steps: int) -> Callable[[int], float]:
+        """Return what a group's base rate is multiplied with at each optimizer step of a run of so many."""
+        opened = plan.factor(group.history)
+        return lambda step: opened(step) * self.schedule.factor(step, steps)
 
     def _scales_gradients(self) -> bool:
         """Tell whether gradients are scaled, as float16 needs: a fused optimizer cannot clip those."""
@@ -170,9 +288,16 @@ class Task(LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the outputs mean."""
         checkpoint["class_names"] = list(self.class_names)
+        if "optimizer_states" in checkpoint:
+            checkpoint["optimizer_states"] = [
+                name_state(state, self.grouped) for state in checkpoint["optimizer_states"]
+            ]
+        if self.length is not None and self._trainer is not None:
+            ended = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            checkpoint[PAST] = list(self.length.epoch_steps[:ended])
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose outputs mean something else; train on from weights as trained, not their average.
+    def check_outputs(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose outputs mean something else; an override calls this too.
 
         Raises:
             ConfigError: It was trained for other classes.
@@ -183,15 +308,30 @@ class Task(LightningModule, ABC):
                 f"--ckpt_path: the checkpoint was trained for the classes {', '.join(trained[:8])}, but the data has "
                 f"{', '.join(self.class_names[:8])}: they must be the same, in the same order"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check what the outputs mean; train on from weights as trained, not their average."""
+        self.check_outputs(checkpoint)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             take_trained_weights(checkpoint)
+            self.going_on_from(checkpoint)
+
+    def going_on_from(self, checkpoint: dict[str, Any]) -> None:
+        """Count the steps of the epochs that have ended as they were, whatever the batches are now."""
+        self.past = tuple(checkpoint.get(PAST, ()))
 
     def setup(self, stage: str) -> None:
         """Lay out memory and compile, as asked for."""
-        self.to(memory_format=self.memory_format)
+        if not isinstance(self, FSDPModule):  # those keep the layout that they have
+            self.to(memory_format=self.memory_format)
         if self.compile_network:
             for module in self.children():
                 module.compile()  # in place: keys in checkpoints stay as they are
+
+    def configure_model(self) -> None:
+        """Spread the parameters over the processes, under the strategy fsdp2."""
+        if self.device_mesh is not None:
+            shard(self, self.backbone, self.device_mesh)
 
     @torch.no_grad()
     def try_size(self, height: int, width: int) -> None:
@@ -231,94 +371,31 @@ class Task(LightningModule, ABC):
         """Return what this task schedules beside learning rates, for `framework schedule show`; nothing by default."""
         return {}
 
-    def on_fit_start(self) -> None:
-        """Refuse to train nothing."""
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ConfigError("no parameter is trainable: lower model.freeze")
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key dropout and drop-path by the step, so that a resumed run draws what an unbroken one would.
 
         Their rates follow the epoch, if the data has a plan for them.
         """
-        torch.manual_seed(key(self.run_seed(), "step", self.global_step, batch_idx, self.global_rank))
+        key_step(self.run_seed(), self.global_step, batch_idx, self.global_rank)
         plan = getattr(getattr(self.trainer, "datamodule", None), "progressive", None)
         if plan is not None:
             self.regularisation().set(plan.at(self.current_epoch, planned_epochs(self.trainer)))
 
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take a step; one that a callback leaves out changes nothing, but counts."""
+        self.step_skipped = False
+        with suppress(SkippedStep):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
     def run_seed(self) -> int:
         """Return the seed of the run, which the data module was given."""
         return int(getattr(getattr(self.trainer, "datamodule", None), "seed", 0))
-
-
-def total_steps(trainer: Trainer, data: Any) -> int:
-    """Return the optimizer steps of a whole run, from the configuration alone: no loader is built for it.
-
-    Args:
-        trainer: The trainer.
-        data: Its data module; of another kind than ours, or None, Lightning counts by building the loader.
-
-    Raises:
-        TrainingError: The run has no end, or an epoch has no batch.
-        ConfigError: The run is too short for the stages that the data plans.
-    """
-    if not hasattr(data, "train_batches"):
-        return int(trainer.estimated_stepping_batches)
-    if data.progressive is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        data.progressive.check(planned_epochs(trainer))
-    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else None
-    limit = trainer.limit_train_batches
-    batches = [data.train_batches(trainer.world_size, epoch, epochs, limit) for epoch in range(epochs or 1)]
-    if 0 in batches:
-        raise TrainingError(
-            "an epoch has no training batch: see data.batch_size, data.repeats and trainer.limit_train_batches"
-        )
-    ends = [trainer.max_steps] if trainer.max_steps is not None and trainer.max_steps > 0 else []
-    if epochs is not None:
-        ends.append(sum(-(-count // trainer.accumulate_grad_batches) for count in batches[:epochs]))
-    if data.progressive is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        check_counts(trainer, data.progressive, batches, min(ends))
-    if not ends:
-        raise TrainingError("the run has no end: give trainer.max_epochs or trainer.max_steps")
-    return min(ends)
-
-
-def check_counts(trainer: Trainer, plan: Any, batches: list[int], steps: int) -> None:
-    """Refuse limits under which a run that goes by stages would never train, or validate, in some of them.
-
-    Args:
-        trainer: The trainer.
-        plan: The stages.
-        batches: Batches of each epoch.
-        steps: Optimizer steps of the run.
-
-    Raises:
-        ConfigError: The run ends before its last stage begins, or an epoch ends before it would be validated.
-    """
-    first = plan.starts(len(batches))[-1]
-    begins = sum(-(-count // trainer.accumulate_grad_batches) for count in batches[:first])
-    if steps <= begins:
-        raise ConfigError(
-            f"trainer.max_steps: {steps} steps end before the last stage of data.progressive begins, at step {begins}: "
-            "lower trainer.max_epochs, over which the stages are spread"
-        )
-    interval = trainer.val_check_interval
-    if isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and interval > min(batches):
-        raise ConfigError(
-            f"trainer.val_check_interval: with data.progressive an epoch has as few as {min(batches)} batches, fewer "
-            f"than {interval}: give a share of an epoch, such as 0.5"
-        )
-
-
-def planned_epochs(trainer: Trainer) -> int:
-    """Return how many epochs the stages of a plan are spread over.
-
-    Raises:
-        ConfigError: The run is given in steps alone.
-    """
-    if trainer.max_epochs is None or trainer.max_epochs < 1:
-        raise ConfigError("data.progressive: its stages are shares of the epochs of a run: give trainer.max_epochs")
-    return trainer.max_epochs
 
 
 def knows_fused(factory: OptimizerFactory) -> bool:

@@ -59,6 +59,7 @@ class Classification(Task):
                 "take BinaryCrossEntropy or BinaryFocal"
             )
         self.val_metrics, self.test_metrics = self._metrics(), self._metrics()
+        self.apply_freeze()
 
     def _metrics(self) -> ClassificationMetrics:
         if self.multi_label:
@@ -91,7 +92,7 @@ class Classification(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of one batch."""
         loss = self.compute_loss(self(batch["image"]), batch["label"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
     def compute_loss(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -104,13 +105,13 @@ class Classification(Task):
         super().on_save_checkpoint(checkpoint)
         checkpoint["multi_label"] = self.multi_label
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def check_outputs(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose outputs mean something else.
 
         Raises:
             ConfigError: It was trained for other classes, or for images with one class each where these have several.
         """
-        super().on_load_checkpoint(checkpoint)
+        super().check_outputs(checkpoint)
         if checkpoint.get("multi_label", self.multi_label) != self.multi_label:
             trained, given = ("several", "one") if checkpoint["multi_label"] else ("one", "several")
             raise ConfigError(

@@ -60,6 +60,7 @@ class Segmentation(Task):
         self.inference = inference or DenseInference()
         self.val_metrics = SegmentationMetrics(self.class_names, ignore_index)
         self.test_metrics = SegmentationMetrics(self.class_names, ignore_index)
+        self.apply_freeze()
 
     @classmethod
     def example(cls, backbone: Backbone, head: Any = None) -> Self:
@@ -89,7 +90,7 @@ class Segmentation(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> STEP_OUTPUT:
         """Return the loss of one batch."""
         loss: Tensor = self.loss(self(batch["image"]), batch["mask"].long(), self.ignore_index)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]), sync_dist=True)
         return loss
 
     def predict_logits(self, batch: Batch) -> list[Tensor]:

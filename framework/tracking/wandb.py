@@ -82,6 +82,7 @@ class WandB(WandbLogger):
         self._mode = mode
         self._finish_timeout = finish_timeout
         self._last_step = 0
+        self._goes_on = False
         self._complained: set[str] = set()
 
     def bind(self, folder: Path, run_id: str, run_name: str) -> None:
@@ -100,6 +101,13 @@ class WandB(WandbLogger):
             self._name = self._wandb_init["name"] = self._name or run_name
         if self._wanted() != "disabled":
             self._claim_folder()
+
+    def go_on(self) -> None:
+        """Say that training goes on from a checkpoint: what was logged beyond it comes again, and is logged once.
+
+        Call it after `bind`, before the run starts.
+        """
+        self._goes_on = True
 
     @property
     @rank_zero_experiment
@@ -143,7 +151,10 @@ class WandB(WandbLogger):
         """Record metrics. A step lower than the last one counts as the last, so that the x-axis never runs back."""
         with self._forgiving("log metrics"):
             if step is not None and self.experiment is not None:  # started first: a resumed run knows its last step
+                if self._goes_on and step < self._last_step:
+                    return  # the process that died logged it
                 step = self._last_step = max(step, self._last_step)
+                self._note_step(step)
             super().log_metrics(metrics, step)
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
@@ -198,21 +209,27 @@ class WandB(WandbLogger):
             _within(
                 self._finish_timeout + 5, wandb.finish
             )  # else Lightning would log into the run of an earlier training
-        key = None
-        if mode == "auto":
-            mode = MODES[wandb.setup().settings.mode]  # what the command `wandb offline` left, else online
-        if mode in ("online", "shared"):
-            key = _find_key(wandb.setup().settings)
-            obstacle = _find_obstacle(wandb.setup().settings, key)
-            mode, why = ("offline", obstacle) if obstacle else (mode, why)
+        mode, why, key = find_mode(mode, why)
         self._wandb_init.update(mode=mode, settings=self._settings(mode, key))
         run = super().experiment
-        self._last_step = int(run.summary.get(STEP) or 0)  # of a run that is continued
+        self._last_step = max(int(run.summary.get(STEP) or 0), self._noted_step())  # of a run that is continued
         if mode == "offline":
             print(f"W&B: offline ({why}); upload later with: wandb sync {Path(run.dir).parent}")
         else:
             print(f"W&B: {mode}" if mode == "disabled" else f"W&B: {mode} at {run.url}")
         return run
+
+    @property
+    def _note(self) -> Path:
+        """Where the last step is noted: an offline run that was killed has no summary that says it."""
+        return Path(self._save_dir or ".") / "wandb" / f".last-step-{self._id}"
+
+    def _note_step(self, step: int) -> None:
+        if self._note.parent.is_dir():  # W&B has made it, unless it is disabled
+            self._note.write_text(str(step))
+
+    def _noted_step(self) -> int:
+        return int(self._note.read_text() or 0) if self._goes_on and self._note.exists() else 0
 
     def _settings(self, mode: str, key: str | None) -> Any:
         """Settings for `wandb.init`; an older W&B lacks some of them."""
@@ -269,6 +286,27 @@ class WandB(WandbLogger):
             rank_zero_warn(f"W&B could not {doing}, training goes on: {type(error).__name__}: {reason}")
 
 
+def find_mode(mode: str, why: str = "as asked", ask: bool = True) -> tuple[str, str, str | None]:
+    """Return the mode that a run would have, why, and the API key for it.
+
+    Args:
+        mode: What is asked for: "auto" or one of the modes.
+        why: Who asks for it.
+        ask: Whether to ask the server, if nothing else is in the way of going online.
+    """
+    import wandb
+
+    key = None
+    if mode == "auto":
+        mode = MODES[wandb.setup().settings.mode]  # what the command `wandb offline` left, else online
+    if mode in ("online", "shared"):
+        settings = wandb.setup().settings
+        key = _find_key(settings)
+        obstacle = _find_obstacle(settings, key, ask)
+        mode, why = ("offline", obstacle) if obstacle else (mode, why)
+    return mode, why, key
+
+
 def _check_names(project: str | None, run_id: str | None, tags: list[str] | None) -> None:
     """Raise a `ConfigError` for what W&B would refuse only after the data are loaded."""
     import wandb
@@ -297,11 +335,11 @@ def _find_key(settings: Any) -> str | None:
     return None
 
 
-def _find_obstacle(settings: Any, key: str | None) -> str | None:
-    """Say what stands in the way of going online, if anything does."""
+def _find_obstacle(settings: Any, key: str | None, ask: bool) -> str | None:
+    """Say what stands in the way of going online, if anything does; the server is only asked if `ask`."""
     if not key and not settings.identity_token_file:
         return "no API key found; `wandb login` stores one"
-    if not _answers(settings.base_url):
+    if ask and not _answers(settings.base_url):
         return f"{urlsplit(settings.base_url).netloc} does not answer"
     return None
 

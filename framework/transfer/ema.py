@@ -9,6 +9,7 @@ from torch import Tensor
 
 from framework.errors import ConfigError
 from framework.schedules import Courses
+from framework.transfer.sharding import local_part, spread_like, whole
 
 KEY = "ema"  # of a checkpoint: the weights as trained; `state_dict` holds the average
 
@@ -54,7 +55,7 @@ class EMA(Callback):
         """Begin with the weights as they are, or go on with the average of a checkpoint."""
         known = self._average or {}
         self._average = {
-            name: known[name].to(value.device) if name in known else _widened(value)
+            name: spread_like(known[name].to(value.device), value) if name in known else _widened(value)
             for name, value in _weights(pl_module).items()
         }
         self._step = trainer.global_step
@@ -67,10 +68,14 @@ class EMA(Callback):
         if trainer.global_step == self._step or self._average is None:
             return
         self._step = trainer.global_step
+        if getattr(pl_module, "step_skipped", False):
+            return
         trained = _weights(pl_module)
         share = 1 - self.decay_at(self._step)
-        averages = [self._average[name] for name in trained]
-        values = [value.to(average.dtype) for value, average in zip(trained.values(), averages, strict=True)]
+        averages = [local_part(self._average[name]) for name in trained]
+        values = [
+            local_part(value).to(average.dtype) for value, average in zip(trained.values(), averages, strict=True)
+        ]
         torch._foreach_lerp_(averages, values, share)
 
     # Validation.
@@ -82,14 +87,14 @@ class EMA(Callback):
             weights = _weights(pl_module)
             self._trained = {name: value.clone() for name, value in weights.items()}
             for name, value in weights.items():
-                value.copy_(self._average[name])
+                local_part(value).copy_(local_part(self._average[name]))
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the trained weights back."""
         if self._trained is not None:
             for name, value in _weights(pl_module).items():
-                value.copy_(self._trained[name])
+                local_part(value).copy_(local_part(self._trained[name]))
             self._trained = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -99,13 +104,13 @@ class EMA(Callback):
     # Checkpoints.
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let `state_dict` hold the average, and keep the weights as trained beside it."""
+        """Let `state_dict` hold the average, and keep the weights as trained beside it, both put together."""
         if self._average is None:
             return
-        state = checkpoint["state_dict"]
-        trained = self._trained or {name: state[name] for name in self._average}
-        average = {name: value.to(trained[name].dtype) for name, value in self._average.items()}
-        checkpoint["state_dict"] = {**state, **average}
+        state = checkpoint["state_dict"]  # whole; empty in a process whose checkpoint is not written
+        average = whole(self._average, keep=bool(state))
+        trained = whole(self._trained, keep=bool(state)) if self._trained else {name: state[name] for name in average}
+        checkpoint["state_dict"] = {**state, **{name: average[name].to(trained[name].dtype) for name in trained}}
         checkpoint[KEY] = {name: value.clone() for name, value in trained.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

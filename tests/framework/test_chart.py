@@ -78,3 +78,13 @@ def test_a_constant_has_a_line_too():
 def test_another_suffix_is_refused():
     with pytest.raises(ConfigError, match=r"x\.svgz: a drawing is written as \.svg or \.png; did you mean 'svg'\?"):
         Canvas(1, 1).save(Path("x.svgz"))
+
+
+def test_names_that_do_not_fit_beside_the_title_are_counted():
+    lines = [Series(f"a rather long name {index}", [(0, index), (1, index)]) for index in range(12)]
+    canvas = draw_chart("t", [Panel("panel", lines, height=100)], "x")
+    canvas.save(Path("many.svg"))
+    texts = [element.text for element in ElementTree.parse("many.svg").iter("{http://www.w3.org/2000/svg}text")]
+    shown = [text for text in texts if text.startswith("a rather")]
+    assert "a rather long name 11" in shown
+    assert f"and {12 - len(shown)} more" in texts

@@ -1,5 +1,5 @@
 import sys
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
@@ -13,11 +13,8 @@ def points(monkeypatch):
     """Advertise more plugins: `points(kind, name, target)`."""
     more = []
     real = registry.entry_points
-    monkeypatch.setattr(
-        registry,
-        "entry_points",
-        lambda group: [*real(group=group), *(point for point in more if point.group == group)],
-    )
+    ours = [point for kind in registry.KINDS for point in real().select(group=f"framework.{kind}")]
+    monkeypatch.setattr(registry, "entry_points", lambda: EntryPoints((*ours, *more)))
     return lambda kind, name, target: more.append(EntryPoint(name, target, f"framework.{kind}"))
 
 

@@ -19,7 +19,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from framework.checkpoint_io import CheckpointFile
+from framework.checkpoints import Checkpoints
 from framework.errors import ConfigError, UserError
+from framework.interruption import Interruption
 from framework.tracking.wandb import WandB
 from tests.reference.offline_run import read_offline_run
 
@@ -260,6 +263,34 @@ def test_a_continued_run_goes_on_from_its_last_step(tmp_path, monkeypatch):
     for step in (30, 41):
         logger.log_metrics({"a": 1.0}, step)
     assert read(tmp_path).column("trainer/global_step") == [40, 41]
+
+
+def test_what_a_killed_run_had_logged_is_not_logged_again(tmp_path):
+    for goes_on, steps in ((False, (10, 20, 30)), (True, (20, 30, 40))):
+        logger = bound(tmp_path)
+        if goes_on:
+            logger.go_on()
+            time.sleep(1)  # W&B names folders by the second
+        for step in steps:
+            logger.log_metrics({"a": float(step)}, step)
+        close()
+    first, second = (read_offline_run(file).column("a") for file in sorted(tmp_path.rglob("*.wandb")))
+    assert (first, second) == ([10, 20, 30], [30, 40])
+
+
+def test_the_last_and_the_best_checkpoint_of_a_run_become_artifacts(tmp_path, monkeypatch):
+    logger, logged = bound(tmp_path, log_model=True), []
+    monkeypatch.setattr(
+        type(logger.experiment), "log_artifact", lambda _, artifact, aliases: logged.append((artifact, aliases))
+    )
+    own = Checkpoints(tmp_path / "checkpoints", Interruption())
+    CheckpointFile().save_checkpoint({"step": 1}, own.folder / "best.ckpt")
+    CheckpointFile().save_checkpoint({"step": 2}, own.folder / "last.ckpt")
+    own.best_model_score = own.current_score = torch.tensor(0.5)
+    logger.after_save_checkpoint(own)
+    logger.finalize("success")
+    found = [(artifact.metadata["original_filename"], artifact.metadata["score"], names) for artifact, names in logged]
+    assert found == [("best.ckpt", 0.5, ["latest", "best"]), ("last.ckpt", 0.5, ["latest"])]
 
 
 def test_the_same_id_continues_the_same_run(tmp_path, monkeypatch):

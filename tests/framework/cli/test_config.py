@@ -63,6 +63,16 @@ def test_building_finds_what_only_the_classes_know(check, tmp_path):
     assert "did you mean 'test_resnet" in check("a.yaml", "--build", code=2).err
 
 
+def test_building_finds_monitors_that_are_never_logged(check, tmp_path):
+    write_mask_folder(tmp_path / "set")
+    callback = "  callbacks: {class_path: EarlyStopping, init_args: {monitor: val/NAME, mode: max}}\n"
+    write("a.yaml", "", callback.replace("NAME", "mIoU"))
+    message = "a.yaml:14: EarlyStopping monitors 'val/mIoU', which is never logged; did you mean 'val/miou'?"
+    assert message in check("a.yaml", "--build", code=2).err
+    write("a.yaml", "", callback.replace("NAME", "miou"))
+    assert check("a.yaml", "--build").out == "a.yaml: in order, built\n"
+
+
 def test_building_needs_no_device_of_the_trainer(check, tmp_path):
     write_mask_folder(tmp_path / "set")
     write("a.yaml", "accelerator: cpu", "accelerator: tpu")

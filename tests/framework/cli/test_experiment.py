@@ -41,13 +41,15 @@ def test_a_run_leaves_everything_in_its_folder(run, capsys):
     printed = capsys.readouterr().out
     assert folder.parent == Path("runs/x")
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "config.yaml",
+        "groups.csv",
         "checkpoints",
         "metrics.json",
         "metrics.csv",
         "pictures",
     }
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {"val/miou", "val/score", "test/miou", "test/iou/class 1", "val/pixel_accuracy"} <= set(metrics)
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
@@ -249,4 +251,5 @@ def test_ctrl_c_says_how_to_go_on(run):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "stopped; go on with --ckpt_path runs/x/" in errors
+    assert "stopped at epoch " in errors
+    assert "; the same command with --run.id " in errors

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framework.data.images import MaskTable, find_images, read_image
+from framework.data.datamodule import ImageFiles
+from framework.data.images import MaskTable, distinct_names, find_images, list_images, read_image
 from framework.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -106,6 +107,15 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     save(tmp_path / "a.jpg")
     with pytest.raises(DataError, match="share a name"):
         find_images(tmp_path)
+
+
+def test_images_without_masks_may_share_a_stem_and_are_called_by_their_whole_names(tmp_path):
+    for name in ("a.png", "a.jpg", "b.png", ".hidden.png"):
+        save(tmp_path / name)
+    files = ImageFiles(list_images(tmp_path), 3, None)
+    assert [files.read(index)["id"] for index in range(len(files))] == ["a.jpg", "a.png", "b"]
+    save(tmp_path / "a.png.jpg")
+    assert distinct_names(list_images(tmp_path)) == ["a.jpg", "a.png", "a.png.jpg", "b.png"]
 
 
 CLASSES = RNG.integers(0, 3, (20, 30), dtype=np.uint8)

@@ -85,6 +85,18 @@ def test_an_epoch_cut_short_leaves_nothing_out_of_the_next():
     assert same(epoch(second, 1), epoch(loader(), 1))
 
 
+@pytest.mark.parametrize("stop", [3, 5])
+def test_a_run_stopped_again_before_its_next_batch_is_where_it_was(stop):
+    first = loader()
+    batches = iter(first)
+    for _ in range(stop):
+        next(batches)
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    second.batch_sampler.set_epoch(0)  # as Lightning does, even where no batch of the epoch is left
+    assert second.state_dict() == first.state_dict()
+
+
 def test_processes_share_an_epoch_without_overlap():
     parts = [
         [name for names, _ in epoch(loader(length=24, rank=rank, world=3), 0) for name in names] for rank in range(3)

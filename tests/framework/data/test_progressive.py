@@ -14,7 +14,7 @@ from framework.data.image_folder import ImageFolder
 from framework.data.loader import KeyedBatches
 from framework.data.progressive import Progressive, Stage
 from framework.errors import ConfigError, DataError
-from framework.tasks.base import total_steps
+from framework.length import run_length
 from framework.tasks.classification import Classification
 from tests.folders import write_image_folder
 from tests.tiny import Tiny
@@ -198,7 +198,7 @@ def test_every_epoch_has_the_batches_of_its_stage(folder):
     _, trainer = fit(module, watch)
     assert watch.announced == {0: 2, 1: 2, 2: 6, 3: 6, 4: 10, 5: 10}
     assert watch.validated == [2, 4, 10, 16, 26, 36]  # at the end of every epoch
-    assert trainer.global_step == total_steps(trainer, module) == 36
+    assert trainer.global_step == run_length(trainer, module).steps == 36
     expected = [(epoch, *stage, 2) for epoch, stage in enumerate([(12, 16)] * 2 + [(5, 24)] * 2 + [(3, 32)] * 2)]
     assert watch.batches == [
         row for row, count in zip(expected, watch.announced.values(), strict=True) for _ in range(count)
@@ -217,7 +217,7 @@ def test_every_epoch_has_the_batches_of_its_stage(folder):
 def test_the_trainers_own_counts_follow(folder, options, steps, validated):
     module, watch = data(folder), Watch()
     _, trainer = fit(module, watch, **options)
-    assert trainer.global_step == total_steps(trainer, module) == steps
+    assert trainer.global_step == run_length(trainer, module).steps == steps
     assert watch.validated == validated
 
 

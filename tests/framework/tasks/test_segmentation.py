@@ -158,7 +158,7 @@ def test_training_learns(tmp_path):
 
 def test_every_parameter_is_in_one_group_and_norms_are_not_decayed():
     model = task(freeze=1)
-    groups = {group["name"]: group for group in model.parameter_groups()}
+    groups = {group["name"]: group for group in model.build_optimizer(model.partition()).param_groups}
     assert set(groups) == {"backbone/decay", "backbone/no_decay", "head/decay", "head/no_decay"}
     assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
     assert groups["backbone/no_decay"]["weight_decay"] == 0
