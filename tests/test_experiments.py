@@ -128,3 +128,20 @@ def test_lite0_imagefolder(tmp_path):
     weights = Timm("tf_efficientnet_lite0", pretrained="packaged").state_dict()
     assert all(torch.equal(trained[f"backbone.{name}"], value) for name, value in weights.items())
     assert "val/accuracy/red" in figures()
+
+
+def test_progressive_unfreezing(capsys):
+    small = ["--data.batch_size", "2", "--data.repeats", "1", "--data.crop_size", "64"]
+    assert short("progressive_unfreezing.yaml", *small, "--trainer.max_epochs=10") == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("from step")] == [
+        "1",
+        "3",
+    ]
+    assert figures()["test/miou"] > 0
+    (checkpoint,) = Path("runs").glob("*/*/checkpoints/last.ckpt")
+    rates = {
+        g["name"]: g["initial_lr"]
+        for g in torch.load(checkpoint, weights_only=True)["optimizer_states"][0]["param_groups"]
+    }
+    assert rates["stage7/decay"] == pytest.approx(0.9 * rates["head/decay"])
+    assert rates["stage6/no_decay"] == pytest.approx(0.81 * rates["head/decay"])

@@ -30,6 +30,7 @@ from framework.cli.network import check_network
 from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
 from framework.cli.progress import Progress
 from framework.cli.resume import FROM_VARIABLE, choose_start, ended_early, go_on, settle
+from framework.cli.summary import MOST_CLASSES, figure_lines, place_lines, recipe_line, setting_lines, trained_words
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
@@ -43,13 +44,11 @@ from framework.processes import PATIENCE, check_processes, end_children, trainer
 from framework.registry import advertised, trusted_modules
 from framework.run import ID_VARIABLE, ConfigInCheckpoint, RunFolder
 from framework.run_lock import release_locks
-from framework.tasks.base import Task, knows_fused
+from framework.tasks.base import Task
 from framework.tracking.pictures import Pictures
 from framework.transfer.unfreezing import unfreezing_among
 from framework.unfinished_epoch import UnfinishedEpoch
 
-HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", "ap", "exact_match", "score")
-MOST_CLASSES = 20  # more have their own figures in metrics.json alone
 OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "resume": {
@@ -278,50 +277,17 @@ class ExperimentCLI(LightningCLI):
 
     def summary(self) -> str:
         """Say in a few lines what will run."""
-        trainer, model = self.trainer, self.model
-        total = sum(p.numel() for p in model.parameters())
-        device = trainer.strategy.root_device.type
         counts = {} if self.subcommand == "predict" else self.datamodule.counts
-        classes = list(self.datamodule.classes[:8]) + (["..."] if len(self.datamodule.classes) > 8 else [])
-        layout = "channels last" if model.memory_format is torch.channels_last else "contiguous"
-        workers = self.datamodule.worker_count(trainer.world_size)
-        nodes = f"{trainer.num_nodes} nodes of " if trainer.num_nodes > 1 else ""
-        return "\n".join(
-            [
-                f"run      {self.run.path}",
-                f"model    {type(model).__name__} with {type(model.backbone).__name__}: {total / 1e6:.2f} M "
-                f"parameters{self._trained() if self.subcommand == 'fit' else ''}",
-                f"data     {type(self.datamodule).__name__}: "
-                + ", ".join([*(f"{count} {name}" for name, count in counts.items()), f"classes {' '.join(classes)}"]),
-                *([self._recipe(), *group_lines(self.groups, self.length)] if self.subcommand == "fit" else []),
-                f"device   {nodes}{trainer.num_devices} x {device}, precision {trainer.precision}, {layout}, "
-                f"{torch.get_num_threads()} threads, {workers} loader workers",
-            ]
-        )
+        lines = setting_lines(self.run.path, self.trainer, self.model, self.datamodule, counts)
+        if self.subcommand == "fit":
+            lines[1] += trained_words(self.groups)
+            optimizer = self.plain_config()["model"]["init_args"]["optimizer"]
+            recipe = recipe_line(self.trainer, self.model, self.datamodule, optimizer, self.length.steps)
+            lines[3:3] = [recipe, *group_lines(self.groups, self.length)]
+        return "\n".join(lines)
 
     def _group_facts(self) -> list[dict[str, Any]]:
         return group_facts(self.groups, self.length)
-
-    def _trained(self) -> str:
-        """Say how many parameters are trained, and how many are frozen."""
-        total = sum(group.parameters for group in self.groups)
-        first = sum(group.parameters for group in self.groups if group.periods and group.periods[0][0] == 0)
-        ever = sum(group.trained for group in self.groups)
-        later = f", up to {ever / 1e6:.2f} M later" if ever != first else ""
-        return f", {first / 1e6:.2f} M trained{later}, {(total - first) / 1e6:.2f} M frozen"
-
-    def _recipe(self) -> str:
-        arguments = self.plain_config()["model"]["init_args"]
-        chosen = arguments["optimizer"] or {"class_path": "AdamW", "init_args": {}}
-        name, rate = chosen["class_path"].rpartition(".")[2], chosen["init_args"].get("lr")
-        plan, steps = self.datamodule.progressive, self.length.steps
-        batches = (plan.batch_size if plan is not None else None) or [self.datamodule.batch_size]
-        images = " to ".join(str(size * self.trainer.world_size) for size in dict.fromkeys([batches[0], batches[-1]]))
-        return (
-            f"recipe   {name}{' fused' if knows_fused(self.model.optimizer) else ''}, learning rate {rate}, "
-            f"{type(self.model.schedule).__name__} over {steps} steps of {images} images, "
-            f"gradients clipped at {self.trainer.gradient_clip_val}"
-        )
 
     def before_fit(self) -> None:
         """Open the door."""
@@ -340,7 +306,8 @@ class ExperimentCLI(LightningCLI):
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.completed = epochs.processed  # Lightning counts a step of the loop later, which it did not take
         if not self.checkpoints.trained and trainer.is_global_zero:
-            more = "raise trainer.max_epochs to go on"
+            reached = trainer.global_step == trainer.max_steps
+            more = f"raise trainer.{'max_steps' if reached else 'max_epochs'} to go on"
             print(
                 f"already complete at epoch {trainer.current_epoch}; {more}"
                 if best is not None
@@ -369,22 +336,9 @@ class ExperimentCLI(LightningCLI):
 
     def report(self) -> None:
         """Print the final figures and where everything is."""
-        if not self.trainer.is_global_zero:
-            return
-        few = len(self.model.class_names) <= MOST_CLASSES
-        for name, value in self.record.final.items():
-            if name.split("/")[1] in HEADLINES and value is not None and (few or name.count("/") == 1):
-                print(f"{name:24} {value:.4f}")
-        where = {
-            "checkpoints": "checkpoints",
-            "metrics": "metrics.json",
-            "pictures": "pictures",
-            "config": "config.yaml",
-        }
-        for what, file in where.items():
-            path = self.run.path / file
-            if path.exists() and (path.is_file() or any(path.iterdir())):
-                print(f"{what:12} {path}")
+        if self.trainer.is_global_zero:
+            few = len(self.model.class_names) <= MOST_CLASSES
+            print("\n".join([*figure_lines(self.record.final, few), *place_lines(self.run.path)]))
 
 
 def _from_here(path: Path) -> str:

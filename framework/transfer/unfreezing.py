@@ -142,7 +142,7 @@ class ProgressiveUnfreezing(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
         if self._apply(trainer, pl_module, trainer.global_step) and trainer.is_global_zero:
-            print(f"step {trainer.global_step}, epoch {trainer.current_epoch}: {self._said(trainer.global_step)}")
+            print(f"from step {trainer.global_step} on, {self._said(trainer.global_step)}")
 
     def _apply(self, trainer: Trainer, task: Any, step: int) -> bool:
         """Train what the plan says; only compares, and returns False, if that is trained already."""
@@ -160,8 +160,9 @@ class ProgressiveUnfreezing(Callback):
         """Say what is trained from a step on."""
         assert self._plan is not None
         period = self._plan.period(step)
-        trained, all_of_it = sum(self._sizes[name] for name in self._plan.trained[period]), sum(self._sizes.values())
-        return f"trains {_said(self.entries[period][1])}: {trained / 1e6:.3g} M of {all_of_it / 1e6:.3g} M parameters"
+        trained = sum(self._sizes[name] for name in self._plan.trained[period])
+        share = f"{trained / 1e6:.3g} M of {sum(self._sizes.values()) / 1e6:.3g} M parameters"
+        return f"the run trains {_said(self.entries[period][1])}: {share}"
 
 
 def unfreezing_among(callbacks: Iterable[Any]) -> ProgressiveUnfreezing | None:
