@@ -18,6 +18,8 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It is missing, damaged, or none of Lightning's.
     """
+    if checkpoint.is_dir():
+        raise ConfigError(f"--ckpt_path: {checkpoint} is a folder: give a file, such as RUN/checkpoints/last.ckpt")
     if not checkpoint.is_file():
         raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
     try:

@@ -2,29 +2,32 @@
 
 import errno
 import os
+import pickle
 import secrets
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from framework.errors import UserError
 
 PREVIOUS = "previous.ckpt"  # what may go when the disk is full
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 
 
 class CheckpointFile(TorchCheckpointIO):
     """Reads checkpoints as Lightning does, and writes them so that they are whole, checked and durable.
 
     A temporary file in the same folder is written, flushed to the disk and read back (the zip format has a checksum of
-    each tensor) before it takes the place of the old one in one step. Lightning's own builds the whole file in memory
-    first.
+    each tensor; all but the tensors is loaded too) before it takes the place of the old one in one step. Lightning's
+    own builds the whole file in memory first.
 
     When the disk is full the folder's `previous.ckpt` is given up, never the best or the last.
     """
@@ -38,7 +41,8 @@ class CheckpointFile(TorchCheckpointIO):
             storage_options: For Lightning, of a URL.
 
         Raises:
-            UserError: There is no room, or what was written does not read back. What stood there is intact.
+            UserError: There is no room, what was written does not read back, or it holds more than tensors and plain
+                types. What stood there is intact.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -101,7 +105,7 @@ class _Stream:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.size = descriptor, 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None  # a second Ctrl-C is one, too
 
     def write(self, data: Any) -> int:
         """Write all of a buffer; returns its size in bytes."""
@@ -120,7 +124,7 @@ class _Stream:
     def _attempt(self, call: Callable[[], int | None]) -> int:
         try:
             return call() or 0
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             return 0
 
@@ -135,10 +139,40 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             raise UserError(
                 f"{path}: what was written does not read back ({reason}): check the disk; earlier checkpoints are whole"
             )
+        _check_plain(checkpoint, temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_plain(checkpoint: dict[str, Any], path: Path) -> None:
+    """Load what was written, its tensors left on disk, as everything that reads it later will.
+
+    Raises:
+        UserError: It holds an object that is not loaded without running code of its own.
+    """
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        place, kind = next(_foreign(checkpoint), ("it", str(error).partition("\n")[0]))
+        raise UserError(
+            f"the checkpoint could not be loaded again: {place} holds a {kind}: a state may hold tensors and plain "
+            "types alone; turn it into one, such as float(value), in the state_dict or on_save_checkpoint that adds it"
+        ) from error
+
+
+def _foreign(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield where in a checkpoint there is something that is neither a tensor nor plain, and its type."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from _foreign(key, f"a key of {place or 'it'}")
+            yield from _foreign(inside, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple | set):
+        for inside in value:
+            yield from _foreign(inside, place)
+    elif not isinstance(value, Tensor | torch.dtype | torch.device) and type(value) not in PLAIN:
+        yield place, f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _stream(checkpoint: dict[str, Any], path: Path) -> None:
@@ -152,12 +186,19 @@ def _stream(checkpoint: dict[str, Any], path: Path) -> None:
         stream = _Stream(descriptor)
         torch.save(checkpoint, stream)  # type: ignore[arg-type]  # write and flush are all that it calls
         stream.flush()
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # it came on the way into `write`
+            raise error.__context__ from None
+        raise
     finally:
         os.close(descriptor)
-    if stream.error is not None and stream.error.errno in NO_ROOM:
-        raise _Full(stream.size, str(stream.error.strerror)) from stream.error
-    if stream.error is not None:
-        raise OSError(stream.error.errno, stream.error.strerror, str(path)) from stream.error
+    kept = stream.error
+    if isinstance(kept, OSError) and kept.errno in NO_ROOM:
+        raise _Full(stream.size, str(kept.strerror)) from kept
+    if isinstance(kept, OSError):
+        raise OSError(kept.errno, kept.strerror, str(path)) from kept
+    if kept is not None:
+        raise kept
 
 
 def _no_room(path: Path, full: _Full) -> UserError:

@@ -28,6 +28,7 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int, saved: bool = False) -> None:
         super().__init__(signal.Signals(signum).name)
+        self.signum = signum
         self.code = 130 if signum == signal.SIGINT else 143
         self.saved = saved
 
@@ -37,7 +38,8 @@ class Interruption:
 
     As a context manager it serves a whole command: a signal stops it at once, by raising `Interrupted`, but between
     `watch` and `rest` it only is noted, for `agreed` to find at the end of a step. By itself, `watch` installs the
-    handlers and `rest` takes them away. A second SIGINT raises KeyboardInterrupt at once.
+    handlers and `rest` takes them away. A second SIGINT raises KeyboardInterrupt at once. A signal that the process was
+    started to ignore, as `nohup` does with SIGHUP, is left ignored.
 
     Lightning's own handlers would swallow SIGTERM and exit with 0, turn SIGINT into 1, and send SIGTERM to processes
     that have not yet finished their step (2.6.6): `take_over` keeps them away.
@@ -86,6 +88,8 @@ class Interruption:
             return
         for signum in SIGNALS:
             handler = signal.getsignal(signum)
+            if handler == signal.SIG_IGN:
+                continue
             self._before[signum] = signal.SIG_DFL if handler is None else handler
             signal.signal(signum, self._receive)
 
@@ -128,16 +132,12 @@ class Interruption:
     def stop(self, trainer: Trainer) -> NoReturn:
         """Stop the run, which has saved its checkpoint; all processes come here together.
 
-        SIGUSR1 under SLURM means that the time is nearly up: the job is put back into the queue.
-
         Raises:
             Interrupted: Always.
         """
         signum = self._common_signal(trainer)
         self.received = signum
         hide_children(trainer)
-        if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and trainer.is_global_zero:
-            requeue()
         raise Interrupted(signum, saved=True)
 
     def stop_if_told(self, trainer: Trainer) -> None:
@@ -206,6 +206,12 @@ def hide_children(trainer: Trainer) -> None:
     if started:
         launcher.procs = list(started)
         started.clear()
+
+
+def requeue_if_meant(signum: int) -> None:
+    """Put this SLURM job back into the queue, from the first process, where the signal says that its time is up."""
+    if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ and getattr(rank_zero_only, "rank", 0) == 0:
+        requeue()
 
 
 def requeue() -> None:

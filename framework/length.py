@@ -9,6 +9,7 @@ from math import inf
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from framework.errors import ConfigError, TrainingError
 from framework.schedules import Moment
@@ -20,9 +21,11 @@ class RunLength:
 
     Args:
         epoch_steps: Optimizer steps of each epoch; the last may be cut short.
+        is_trial: It only tries a few steps (`trainer.fast_dev_run`).
     """
 
     epoch_steps: tuple[int, ...]
+    is_trial: bool = False
 
     @cached_property
     def ends(self) -> list[int]:
@@ -58,8 +61,14 @@ def run_length(trainer: Trainer, data: Any, past: Sequence[int] = ()) -> RunLeng
 
     Raises:
         TrainingError: The run has no end, or an epoch has no batch.
-        ConfigError: The run is too short for the stages that the data plans.
+        ConfigError: The run is too short for the stages that the data plans; or batches are gathered by a schedule.
     """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise ConfigError(
+            "trainer.callbacks: under GradientAccumulationScheduler nobody knows which step is the last, so no schedule "
+            "could be planned: take trainer.accumulate_grad_batches"
+        )
     if not hasattr(data, "train_batches"):
         return _evenly(int(trainer.estimated_stepping_batches), trainer.max_epochs or 1)
     planned = data.progressive is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -79,7 +88,8 @@ def run_length(trainer: Trainer, data: Any, past: Sequence[int] = ()) -> RunLeng
         steps.append(past[epoch] if epoch < len(past) else _steps_of(trainer, count))
         if not planned and sum(steps) >= _most_steps(trainer):
             break
-    length = RunLength(tuple(_cut(steps, _most_steps(trainer))))
+    is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    length = RunLength(tuple(_cut(steps, _most_steps(trainer))), is_trial)
     if planned:
         check_counts(trainer, data.progressive, batches, length.steps)
     return length

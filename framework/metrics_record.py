@@ -33,6 +33,8 @@ class MetricsRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows on disk that come after the checkpoint that the run goes on from: they come again."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial, maybe in the folder of a real run
+            return
         written = self.folder / "metrics.csv"
         if trainer.is_global_zero and self.rows:
             self._write_rows()
@@ -43,7 +45,7 @@ class MetricsRecord(Callback):
         """Add the epoch's row."""
         metrics = plain_metrics(trainer.callback_metrics)
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write_rows()
 
     def _write_rows(self) -> None:

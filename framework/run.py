@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from framework.errors import ConfigError
@@ -85,10 +86,14 @@ class RunFolder:
         self._write_config(config)
 
     @rank_zero_only
-    def enter(self, config: str) -> None:
+    def enter(self, config: str, is_trial: bool = False) -> None:
         """Make the folder unless it is there, lock it, and write the resolved config into it unless one is there.
 
         A config that differs goes beside it, as `config.resume-N.yaml`.
+
+        Args:
+            config: The resolved config.
+            is_trial: It only tries a few steps, so that the config of a run that is there counts.
 
         Raises:
             ConfigError: Another process trains in it, or it cannot be written.
@@ -96,10 +101,15 @@ class RunFolder:
         self._make(exist_ok=True)
         lock_folder(self.path)
         written = [self.path / "config.yaml", *self._later_configs()]
-        if not written[0].exists():
+        if read_config(written[0]) is None:
             self._write_config(config)
-        elif yaml.safe_load(config) not in [yaml.safe_load(file.read_text()) for file in (written[0], written[-1])]:
+        elif not is_trial and yaml.safe_load(config) not in map(read_config, (written[0], written[-1])):
             self._write_config(config, f"config.resume-{len(written)}.yaml")
+
+    def newest_config(self) -> dict[str, Any] | None:
+        """Return the config with which the run last began or went on; None if there is none to be read."""
+        found = map(read_config, reversed([self.path / "config.yaml", *self._later_configs()]))
+        return next((config for config in found if config is not None), None)
 
     def _later_configs(self) -> list[Path]:
         """Return the configs with which the run went on, in order."""
@@ -131,6 +141,15 @@ class RunFolder:
             raise ConfigError(f"run.root: {self.path} cannot be written ({error.strerror}): give another") from None
 
 
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Read a config that was written into a run folder; None if it is not there, or somebody broke it."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a reader never sees half of it."""
     prefix = f".{path.name}."
@@ -143,9 +162,18 @@ def write_atomically(path: Path, text: str) -> None:
 class ConfigInCheckpoint(Callback):
     """Put the resolved config, as plain types, into every checkpoint, so that a checkpoint alone is enough."""
 
+    completes_weights = True  # a checkpoint of weights alone holds the config too
+
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config, and how many processes trained."""
         checkpoint["config"], checkpoint["processes"] = self.config, trainer.world_size
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the patience that is given now win over that of the checkpoint, which Lightning would take."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            state = checkpoint.get("callbacks", {}).get(callback.state_key)
+            if isinstance(callback, EarlyStopping) and state is not None:
+                state["patience"] = callback.patience

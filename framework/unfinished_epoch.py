@@ -1,4 +1,4 @@
-"""What Lightning leaves out of a checkpoint within an epoch: the figures so far, and a validation still due."""
+"""What Lightning leaves out of a checkpoint: the figures of an epoch so far, a validation still due, an early end."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from framework.interruption import validation_follows
 
 KEY = "unfinished_epoch"  # of a checkpoint
+GATHERED = "gradients_gathered"  # of a checkpoint: for the next step, and they are not in it
 KEPT = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
 """What stays of how a figure is logged, in plain types."""
 
@@ -20,15 +21,26 @@ class UnfinishedEpoch(Callback):
 
     Lightning (2.6) begins the means of an epoch anew after a resume, forgets the figures of the last validation, and
     leaves out a validation that was due after the batch at which the checkpoint was written, or had begun.
+
+    Under `max_steps` it also takes an epoch that has ended for one to go on with, and counts it twice. An epoch that
+    the end of the run cut short has ended: a run that goes on, with more steps, begins the next.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, Any] | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let Lightning count epochs under `max_steps` too."""
+        trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the figures, and note a validation that is still due."""
+        """Add the figures, and note a validation that is still due, gathered gradients, and the end of an epoch."""
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
+        ended = _epoch_ended(trainer)
+        checkpoint[GATHERED] = not ended and trainer.fit_loop._should_accumulate()
+        if ended:
+            _begin_next_epoch(checkpoint["loops"]["fit_loop"])
         if _validation_due(trainer):
             _note_validation(checkpoint["loops"]["fit_loop"], begun=trainer.validating)
         figures = {name: value.detach().clone() for name, value in trainer.callback_metrics.items()}
@@ -51,6 +63,23 @@ class UnfinishedEpoch(Callback):
         if self._known["gathered"]:
             trainer._logger_connector._first_loop_iter = True  # else the next batch, taken for the first, resets them
         self._known = None
+
+
+def _never() -> bool:
+    return False
+
+
+def _epoch_ended(trainer: Trainer) -> bool:
+    """Tell whether no epoch is under way."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    return bool(epochs.processed == epochs.ready)
+
+
+def _begin_next_epoch(loops: dict[str, Any]) -> None:
+    """Let the state of our loader say what comes after the epoch, of which batches may be left."""
+    for state in loops["state_dict"].get("combined_loader", ()):
+        if isinstance(state, dict) and state.get("batch"):
+            state |= {"epoch": state["epoch"] + 1, "batch": 0}
 
 
 def _validation_due(trainer: Trainer) -> bool:
@@ -77,8 +106,7 @@ def _note_validation(loops: dict[str, Any], begun: bool) -> None:
 
 def _means(trainer: Trainer) -> dict[str, _ResultMetric]:
     """Return what the training batches of an unfinished epoch gather, by key."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    unfinished = {} if epochs.processed == epochs.ready else trainer.fit_loop.epoch_loop._results
+    unfinished = {} if _epoch_ended(trainer) else trainer.fit_loop.epoch_loop._results
     return {
         key: metric
         for key, metric in unfinished.items()

@@ -34,8 +34,10 @@ class BuiltExperiment(CheckedExperiment):
     build = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Build no trainer, but check what the callbacks would monitor."""
-        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        """Build no trainer, but check that it would write checkpoints, and what the callbacks would monitor."""
+        config = self._get(self.config_init, "trainer", default={})
+        self.check_checkpointing(config)
+        given = config.get("callbacks") or []
         self.check_monitors(given if isinstance(given, list) else [given])
 
 

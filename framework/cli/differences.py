@@ -24,7 +24,7 @@ RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("trainer.enable_*", "silent", ""),
     ("trainer.log_every_n_steps", "silent", ""),
     ("trainer.profiler", "silent", ""),
-    ("trainer.plugins", "silent", ""),
+    ("trainer.plugins", "said", UNEQUAL),
     ("trainer.default_root_dir", "silent", ""),
     ("trainer.num_sanity_val_steps", "silent", ""),
     ("trainer.detect_anomaly", "silent", ""),
@@ -36,7 +36,7 @@ RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("trainer.strategy", "said", UNEQUAL),
     ("trainer.precision", "said", UNEQUAL),
     ("trainer.sync_batchnorm", "said", UNEQUAL),
-    ("trainer.limit_train_batches", "said", OTHER_STEPS),
+    ("trainer.limit_train_batches", "between epochs", OTHER_STEPS),
     ("trainer.accumulate_grad_batches", "between epochs", OTHER_STEPS),
     ("trainer.overfit_batches", "between epochs", "other samples"),
     ("trainer", "said", ""),
@@ -159,6 +159,11 @@ def check_changes(
     if refused:
         raise ConfigError(_refusal(source, refused, remedies))
     return said
+
+
+def is_same_training(trained: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Tell whether two experiments differ in nothing that could change a result."""
+    return all(rule_of(difference.key)[0] == "silent" for difference in differences(trained, given))
 
 
 def differences(trained: Any, given: Any, key: str = "") -> Iterator[Difference]:

@@ -147,14 +147,14 @@ class Door:
                     self._refuse(layer, (*where, key), name, valid, ".".join(place) + ".", self.classes[place])
                 if (*place, name) in LINKED:
                     raise ConfigError(
-                        f"{layer.places.get((*where, key), '')}: {'.'.join((*place, name))}: "
+                        f"{layer.place((*where, key))}: {'.'.join((*place, name))}: "
                         f"{LINKED[(*place, name)]} comes from elsewhere and would be overwritten: remove this line"
                         + (" (the data states it)" if place[0] == "model" else "")
                     )
                 self._value(layer, (*where, key), (*place, name), item)
 
     def _name_class(self, layer: Layer, path: Path_, place: Path_, name: str) -> None:
-        where = f"{layer.places.get(path, '.'.join(path))}: {'.'.join(place)}"
+        where = f"{layer.place(path)}: {'.'.join(place)}"
         self.written[place] = where
         if name in self.adverts:
             self.classes[place] = self.adverts[name].load()
@@ -200,6 +200,6 @@ class Door:
         owner: Callable[..., Any] | None = None,
     ) -> None:
         of = f" of {owner.__name__}" if owner is not None else ""
-        place = layer.places.get(path, "")
+        place = layer.place(path)
         hint = suggest(name, valid)
         raise ConfigError(f"{place}: unknown key {prefix}{name}{of}" + (f"; {hint}" if hint else ""))

@@ -30,12 +30,20 @@ from framework.cli.network import check_network
 from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
 from framework.cli.progress import Progress
 from framework.cli.resume import FROM_VARIABLE, choose_start, ended_early, go_on, settle
-from framework.cli.summary import MOST_CLASSES, figure_lines, place_lines, recipe_line, setting_lines, trained_words
+from framework.cli.summary import (
+    MOST_CLASSES,
+    end_words,
+    figure_lines,
+    place_lines,
+    recipe_line,
+    setting_lines,
+    trained_words,
+)
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
 from framework.finite_loss import FiniteLoss
-from framework.interruption import Interrupted, InterruptibleValidation, Interruption
+from framework.interruption import Interrupted, InterruptibleValidation, Interruption, requeue_if_meant
 from framework.length import run_length
 from framework.metrics_record import MetricsRecord
 from framework.monitors import check_monitors
@@ -171,6 +179,7 @@ class ExperimentCLI(LightningCLI):
             PredictionWriter(self.run.path / "predictions"),
         ]
         if self.subcommand == "fit":
+            self.check_checkpointing(config)
             minutes, steps = self.run.checkpoint_minutes, self.run.checkpoint_steps
             self.checkpoints = Checkpoints(self.run.checkpoints, self.interruption, minutes, steps)
             validation = InterruptibleValidation(self.interruption, self.checkpoints.save_last)
@@ -195,6 +204,19 @@ class ExperimentCLI(LightningCLI):
             trainer.strategy.checkpoint_io = CheckpointFile()
         return trainer
 
+    def check_checkpointing(self, config: dict[str, Any]) -> None:
+        """Refuse what would keep a run from writing checkpoints.
+
+        Raises:
+            ConfigError: The trainer is to write none.
+        """
+        for key, off in (("enable_checkpointing", False), ("barebones", True)):
+            if config.get(key) is off:
+                raise ConfigError(
+                    f"{place_of(key, off, self.layers)}trainer.{key}: a run needs its checkpoints, to go on and to "
+                    "test the best at its end: remove it (trainer.fast_dev_run tries a few batches and writes none)"
+                )
+
     def plain_config(self) -> dict[str, Any]:
         """Return the resolved config of this command as plain types, without what is linked."""
         text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
@@ -213,7 +235,8 @@ class ExperimentCLI(LightningCLI):
         Raises:
             ConfigError: It will not.
         """
-        check_monitors(callbacks, self.model.metric_names(), lambda monitor: place_of("monitor", monitor, self.layers))
+        names = [*self.model.metric_names(), *self.model.train_metric_names()]
+        check_monitors(callbacks, names, lambda monitor: place_of("monitor", monitor, self.layers))
 
     def open_door(self) -> None:
         """Check what callbacks monitor and every file of the data, then make the run folder."""
@@ -248,7 +271,7 @@ class ExperimentCLI(LightningCLI):
             if hasattr(logger, "log_config"):
                 logger.log_config(config if self.subcommand != "fit" else {**config, "groups": self._group_facts()})
         if self.trainer.is_global_zero:
-            if self.subcommand == "fit":
+            if self.subcommand == "fit" and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
                 write_groups(self._group_facts(), self.run.path / "groups.csv")
             print("\n".join([self.summary(), *self.start.lines] if self.subcommand == "fit" else [self.summary()]))
 
@@ -259,7 +282,7 @@ class ExperimentCLI(LightningCLI):
 
     def begin(self, config: dict[str, Any]) -> None:
         """Choose what the run goes on from, check that it may, and enter its folder."""
-        self.start = choose_start(self.run, self.trainer, self.resume, self.given)
+        self.start = choose_start(self.run, self.trainer, self.resume, self.given, config)
         self.config_init["fit"]["ckpt_path"] = None if self.start.checkpoint is None else str(self.start.checkpoint)
         if self.start.checkpoint is not None:
             allowed = self._get(self.config_init, "allow_changes")
@@ -267,7 +290,8 @@ class ExperimentCLI(LightningCLI):
             self.start.lines += lines
             self.checkpoints.ends_at_once = self.start.is_own and ended_early(checkpoint, config)
             self.count()
-        self.run.enter(yaml.safe_dump(config, sort_keys=False))
+        is_trial = bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self.run.enter(yaml.safe_dump(config, sort_keys=False), is_trial)
 
     def check_weights(self) -> None:
         """Check that the checkpoint to be evaluated holds the weights of this network."""
@@ -306,20 +330,17 @@ class ExperimentCLI(LightningCLI):
         epochs: Any = trainer.fit_loop.epoch_progress.current
         epochs.completed = epochs.processed  # Lightning counts a step of the loop later, which it did not take
         if not self.checkpoints.trained and trainer.is_global_zero:
-            reached = trainer.global_step == trainer.max_steps
-            more = f"raise trainer.{'max_steps' if reached else 'max_epochs'} to go on"
-            print(
-                f"already complete at epoch {trainer.current_epoch}; {more}"
-                if best is not None
-                else f"nothing to do: the checkpoint is already at epoch {trainer.current_epoch}; {more}"
-            )
+            found = "already complete" if best is not None else "nothing to do: the checkpoint is already"
+            at = f"{found} at epoch {trainer.current_epoch}" if trainer.global_step else "nothing was trained"
+            print(f"{at}{end_words(trainer, self.checkpoints.ends_at_once)}")
         if best is None:
             return
         with quiet(trainer):
             for figures in trainer.validate(self.model, self.datamodule, str(best), verbose=False):
                 self.record.record_final(figures)
             if "test" in self.datamodule.splits():
-                self.record.record_final(trainer.test(self.model, self.datamodule, str(best), verbose=False)[0])
+                for figures in trainer.test(self.model, self.datamodule, str(best), verbose=False):  # or of no batch
+                    self.record.record_final(figures)
         self.report()
 
     def after_validate(self) -> None:
@@ -432,6 +453,8 @@ def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: s
             code = 0
         except Interrupted as stop:
             code = _stopped(started, stop)
+            if command == "fit":
+                requeue_if_meant(stop.signum)
         except (KeyboardInterrupt, SystemExit) as stop:
             if isinstance(stop, SystemExit) and not stop.code:  # --print_config and --help-all
                 raise
@@ -454,7 +477,8 @@ def _stopped(started: Sequence[ExperimentCLI], stop: Interrupted) -> int:
         print("stopped before anything was done", file=sys.stderr)
         return stop.code
     trainer, run = started[0].trainer, started[0].run
-    at = f" at epoch {trainer.current_epoch}, step {trainer.global_step}" if stop.saved else ""
+    epoch = trainer.fit_loop.epoch_progress.current.ready  # begun, so they count from 1, as everywhere
+    at = f" at epoch {epoch}, step {trainer.global_step}" if stop.saved else ""
     resumable = (run.checkpoints / "last.ckpt").is_file()
     hint = f"; the same command with --run.id {run.id} goes on" if resumable else ""
     if trainer.is_global_zero:

@@ -29,6 +29,10 @@ class Layer:
     places: dict[Path_, str] = field(default_factory=dict)
     folder: Path | None = None
 
+    def place(self, path: Path_) -> str:
+        """Return where a key stands, or what it is written in; an empty string if it is not in this layer."""
+        return next((self.places[path[:depth]] for depth in range(len(path), 0, -1) if path[:depth] in self.places), "")
+
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that reads 1e-3 as a number, as jsonargparse does."""
@@ -125,26 +129,45 @@ def _places(node: yaml.Node | None, path: Path_, file: str) -> Iterator[tuple[Pa
 
 
 def option_layer(arguments: Sequence[str]) -> Layer:
-    """Turn `--a.b value` and `--a.b=value` into a layer; options without a dot or a value are passed over."""
+    """Turn `--a.b value` and `--a.b=value` into a layer; options without a value are passed over.
+
+    What `--a.b+=value` adds is gathered in a list, and `--a.b.c value` after it belongs to the last of them.
+    """
     values: dict[str, Any] = {}
     places: dict[Path_, str] = {}
     for option, text in _options(arguments):
-        path = tuple(option.removeprefix("--").split("."))
         if text is None:
             continue
-        inside = values
-        for name in path[:-1]:
-            nested = inside.setdefault(name, {})
-            if not isinstance(nested, dict):  # `--data MaskFolder --data.root DIR`
-                nested = inside[name] = {"class_path": nested}
-            inside = nested
+        *names, last = option.removeprefix("--").split(".")
+        path, inside = _enter(values, names)
         value = _value(text)
-        inside[path[-1]] = (
-            {**inside[path[-1]], "class_path": value} if isinstance(inside.get(path[-1]), dict) else value
-        )
+        if last.endswith("+"):
+            added = inside.setdefault(last, [])
+            path += (last, str(len(added)))
+            added += value if isinstance(value, list) else [value]
+        else:
+            path += (last,)
+            inside[last] = {**inside[last], "class_path": value} if isinstance(inside.get(last), dict) else value
         for depth in range(1, len(path) + 1):
             places.setdefault(path[:depth], option)
     return Layer(values, places)
+
+
+def _enter(values: dict[str, Any], names: Sequence[str]) -> tuple[Path_, dict[str, Any]]:
+    """Return the path and the mapping that keys lead to; what is no mapping yet becomes a class with arguments."""
+    path: Path_ = ()
+    for name in names:
+        holder: Any = values
+        key: Any = name
+        added = f"{name.removesuffix('+')}+"
+        if values.get(added):
+            holder, key, path = values[added], len(values[added]) - 1, (*path, added)
+        elif name not in values:
+            values[name] = {}
+        if not isinstance(holder[key], dict):  # `--data MaskFolder --data.root DIR`
+            holder[key] = {"class_path": holder[key]}
+        path, values = (*path, str(key)), holder[key]
+    return path, values
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

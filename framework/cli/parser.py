@@ -102,7 +102,9 @@ def _place(key: str, layers: Sequence[Layer]) -> str:
     wanted = key.split(".")
     for layer in reversed(layers):
         for path, place in layer.places.items():
-            if [name for name in path if name != "init_args"][-len(wanted) :] == wanted:
+            names = [name for name in path if name != "init_args"]
+            bare = [name.removesuffix("+") for name in names if not name.isdigit()]  # of an item of a list
+            if wanted in (names[-len(wanted) :], bare[-len(wanted) :]):
                 return f"{place}: "
     return ""
 

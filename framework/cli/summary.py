@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from framework.cli.group_table import Group
 from framework.data.datamodule import VisionData
@@ -87,3 +88,20 @@ def place_lines(run: Path) -> Iterator[str]:
         path = run / file
         if path.exists() and (path.is_file() or any(path.iterdir())):
             yield f"{what:12} {path}"
+
+
+def end_words(trainer: Trainer, early: bool) -> str:
+    """Say why a run trained nothing more, and what would let it.
+
+    Args:
+        trainer: The trainer.
+        early: What it goes on from had ended before its last epoch, under the same experiment.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    left = [callback.time_remaining() for callback in callbacks if isinstance(callback, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return ": its time is over; raise trainer.max_time to go on"
+    if early:
+        return ": early stopping ended it; change its settings to go on"
+    reached = trainer.global_step == trainer.max_steps
+    return f"; raise trainer.{'max_steps' if reached else 'max_epochs'} to go on"

@@ -119,6 +119,10 @@ class Task(LightningModule, ABC):
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log, for checking what callbacks monitor."""
 
+    def train_metric_names(self) -> list[str]:
+        """Return every metric that training will log; an override adds those of its own."""
+        return ["train/loss"]
+
     def check_data(self, data: Any) -> None:  # most tasks take any data that is made for them
         """Refuse data whose options contradict those of the task; an override calls this too.
 
@@ -164,7 +168,12 @@ class Task(LightningModule, ABC):
         words = self.never_trained if isinstance(self.never_trained, list) else [self.never_trained]
         named = [{"all": "backbone", "!all": "!backbone"}.get(str(word), word) for word in words]  # of the backbone
         frozen = select(self.parts, named, "input", "model.freeze")
-        return frozen if self.adapter is None else frozen | self._beside_adapter(self.adapter, frozen)
+        if self.adapter is None:
+            return frozen
+        spared: list[int | str] = [word[1:] for word in named if isinstance(word, str) and word.startswith("!")]
+        return frozen | (
+            self._beside_adapter(self.adapter, frozen) - select(self.parts, spared, "input", "model.freeze")
+        )
 
     def _beside_adapter(self, adapter: Adapter, frozen: frozenset[str]) -> frozenset[str]:
         """Return the backbone's own parameters, which rest where an adapter is trained.
@@ -286,15 +295,26 @@ class Task(LightningModule, ABC):
     # Hooks.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the outputs mean."""
+        """Note what the outputs mean; in a checkpoint of weights alone also what Lightning asks no callback for."""
         checkpoint["class_names"] = list(self.class_names)
+        if "loops" in checkpoint and "callbacks" not in checkpoint and self._trainer is not None:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if getattr(callback, "completes_weights", False):
+                    callback.on_save_checkpoint(self.trainer, self, checkpoint)
         if "optimizer_states" in checkpoint:
             checkpoint["optimizer_states"] = [
                 name_state(state, self.grouped) for state in checkpoint["optimizer_states"]
             ]
         if self.length is not None and self._trainer is not None:
-            ended = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-            checkpoint[PAST] = list(self.length.epoch_steps[:ended])
+            checkpoint[PAST] = self._steps_of_ended_epochs(self.length)
+
+    def _steps_of_ended_epochs(self, length: RunLength) -> list[int]:
+        """Return the optimizer steps of every epoch that has ended; the end of the run may have cut the last one."""
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        steps = [*self.past, *length.epoch_steps[len(self.past) :]][: epochs.processed]
+        if steps and epochs.processed == epochs.ready:
+            steps[-1] = self.global_step - sum(steps[:-1])
+        return steps
 
     def check_outputs(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose outputs mean something else; an override calls this too.

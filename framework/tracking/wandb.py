@@ -211,6 +211,8 @@ class WandB(WandbLogger):
             )  # else Lightning would log into the run of an earlier training
         mode, why, key = find_mode(mode, why)
         self._wandb_init.update(mode=mode, settings=self._settings(mode, key))
+        if self._wandb_init["dir"]:  # W&B's service, which writes there, may have started in another working folder
+            self._wandb_init["dir"] = os.path.abspath(self._wandb_init["dir"])
         run = super().experiment
         self._last_step = max(int(run.summary.get(STEP) or 0), self._noted_step())  # of a run that is continued
         if mode == "offline":

@@ -32,6 +32,8 @@ class EMA(Callback):
         ConfigError: `decay` is out of range.
     """
 
+    completes_weights = True  # a checkpoint of weights alone holds the average too
+
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ConfigError(f"EMA: decay must be at least 0 and less than 1, got {decay}")
@@ -47,6 +49,15 @@ class EMA(Callback):
     def schedules(self) -> Courses:
         """Return the decay, for `framework schedule show`."""
         return {"EMA decay": lambda moment: self.decay_at(moment.step + 1)}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to stand twice: each would take the other's average for the weights.
+
+        Raises:
+            ConfigError: It does.
+        """
+        if sum(isinstance(callback, EMA) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ConfigError("trainer.callbacks: EMA stands twice: write it once")
 
     # Averaging.
 
@@ -104,14 +115,18 @@ class EMA(Callback):
     # Checkpoints.
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let `state_dict` hold the average, and keep the weights as trained beside it, both put together."""
+        """Let `state_dict` hold the average, and keep the weights as trained beside it, both put together.
+
+        A checkpoint of weights alone has the average alone.
+        """
         if self._average is None:
             return
         state = checkpoint["state_dict"]  # whole; empty in a process whose checkpoint is not written
         average = whole(self._average, keep=bool(state))
         trained = whole(self._trained, keep=bool(state)) if self._trained else {name: state[name] for name in average}
         checkpoint["state_dict"] = {**state, **{name: average[name].to(trained[name].dtype) for name in trained}}
-        checkpoint[KEY] = {name: value.clone() for name, value in trained.items()}
+        if "optimizer_states" in checkpoint:
+            checkpoint[KEY] = {name: value.clone() for name, value in trained.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the average of a checkpoint, from which the task took the weights as trained."""

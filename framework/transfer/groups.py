@@ -36,7 +36,7 @@ class Rates:
         Raises:
             ConfigError: One is.
         """
-        if self.backbone < 0:
+        if not self.backbone >= 0:
             raise ConfigError(f"model.backbone_lr_factor: a share of the learning rate is at least 0: {self.backbone}")
         if not 0 < self.layer_decay <= 1:
             raise ConfigError(f"model.layer_decay: it is in (0, 1], got {self.layer_decay}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from math import ceil
+from math import ceil, isfinite
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,7 +43,7 @@ class ProgressiveUnfreezing(Callback):
     def __init__(self, schedule: dict[int | float, Selection], warmup: float = 0.0) -> None:
         self.entries = _sorted_entries(schedule)
         self.by_fraction = any(0 < key < 1 for key, _ in self.entries)
-        odd = [key for key, _ in self.entries if key >= 1 and (self.by_fraction or key != int(key))]
+        odd = [key for key, _ in self.entries if key >= 1 and (self.by_fraction or not key.is_integer())]
         if odd:
             raise ConfigError(
                 f"{PLACE}: keys are whole epochs, or all of them fractions of the run in [0, 1), got {odd[0]:g} "
@@ -55,6 +55,7 @@ class ProgressiveUnfreezing(Callback):
         self._plan: TrainingPlan | None = None
         self._sizes: Mapping[str, int] = {}
         self._step = 0  # that the run goes on from
+        self._moved: set[str] = set()  # what the optimizer had a state of by then
 
     # What is known before the first step.
 
@@ -69,17 +70,22 @@ class ProgressiveUnfreezing(Callback):
         Raises:
             ConfigError: An entry names no part, changes nothing, or would never come.
         """
-        trained = []
-        for key, selection in self.entries:
+        trained: list[frozenset[str]] = []
+        for key, selection in self.entries[: 1 if length.is_trial else None]:
             trained.append(select(parts, selection, "output", f"{PLACE}: {key:g}") - frozen)
+            if not trained[-1]:
+                raise ConfigError(f"{PLACE}: {key:g}: the words {_said(selection) or '[]'} leave nothing to train")
             if len(trained) > 1 and trained[-1] == trained[-2]:
-                good = f", as model.freeze keeps {len(frozen)} parameters frozen for good" if frozen else ""
+                good = (
+                    f", as {len(frozen)} parameters are frozen for good (model.freeze, model.adapter)" if frozen else ""
+                )
                 raise ConfigError(
                     f"{PLACE}: {key:g}: {_said(selection)} trains just what is trained before{good}: leave the entry "
                     "out, or change it"
                 )
-        starts = [self._start(key, length) for key, _ in self.entries]
-        for (one, start), (two, following) in pairwise(zip((key for key, _ in self.entries), starts, strict=True)):
+        keys = [key for key, _ in self.entries[: len(trained)]]
+        starts = [self._start(key, length) for key in keys]
+        for (one, start), (two, following) in pairwise(zip(keys, starts, strict=True)):
             if start == following:
                 raise ConfigError(f"{PLACE}: {one:g} and {two:g} both begin at step {start}: the run is too short")
         return TrainingPlan(tuple(starts), tuple(trained), round(self.warmup * length.steps))
@@ -124,6 +130,7 @@ class ProgressiveUnfreezing(Callback):
     def going_on_from(self, checkpoint: dict[str, Any]) -> None:
         """Take the step of the checkpoint that the run goes on from: the network is made ready before it is loaded."""
         self._step = int(checkpoint["global_step"])
+        self._moved = {name for state in checkpoint["optimizer_states"] for name in state["state"]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Likewise, where nobody told before."""
@@ -138,6 +145,10 @@ class ProgressiveUnfreezing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Also where a run goes on inside an epoch, whose start no hook tells of."""
         self._apply(trainer, pl_module, trainer.global_step)
+        task: Any = pl_module
+        closed = self._moved & (task.parts.all - task.trained)
+        if closed and trainer.is_global_zero:  # as when fractions are of a longer run than before
+            print(f"note: {len(closed)} parameters that were trained before are frozen from step {self._step} on")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Unfreeze what is due."""
@@ -184,6 +195,8 @@ def _sorted_entries(schedule: Mapping[int | float, Selection]) -> list[tuple[flo
     except (TypeError, ValueError):
         keys = ", ".join(map(str, schedule))
         raise ConfigError(f"{PLACE}: keys are epochs or fractions of the run, got {keys}") from None
+    if not all(isfinite(key) for key, _ in entries):
+        raise ConfigError(f"{PLACE}: keys are epochs or fractions of the run, got {', '.join(map(str, schedule))}")
     if not entries or entries[0][0] != 0:
         raise ConfigError(f"{PLACE}: it says what is trained from the start, so its first key is 0, such as 0: head")
     for (one, _), (two, _) in pairwise(entries):

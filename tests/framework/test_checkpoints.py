@@ -5,6 +5,7 @@ import os
 import resource
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils.data import DataLoader
 
-from framework import checkpoints
+from framework import checkpoint_io, checkpoints
 from framework.checkpoint_io import CheckpointFile, broken_record
 from framework.checkpoints import Checkpoints
 from framework.errors import UserError
@@ -215,6 +216,24 @@ def test_a_full_disk_leaves_the_last_and_the_best_as_they_were(folder, full):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("place", ["os.write", "_Stream.write"])  # within it, and before its first line
+@pytest.mark.parametrize("moment", [1, 3])
+def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(folder, monkeypatch, place, moment):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write, calls = os.write if place == "os.write" else checkpoint_io._Stream.write, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        return write(*arguments)
+
+    monkeypatch.setattr(f"framework.checkpoint_io.{place}", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CheckpointFile().save_checkpoint(LARGE, folder / "last.ckpt")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_the_previous_one_makes_room(folder, monkeypatch):
     write = os.write
 
@@ -242,6 +261,14 @@ def test_what_the_disk_garbles_is_noticed(folder, monkeypatch):
         CheckpointFile().save_checkpoint(LARGE, folder / "last.ckpt")
     assert (folder / "last.ckpt").read_bytes() == before
     assert len(list(folder.iterdir())) == 3
+
+
+def test_what_would_not_load_again_takes_no_ones_place(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    state = {"state_dict": {"w": torch.ones(1)}, "callbacks": {"Mine": {"seen": [1, np.float64(3)]}}}
+    with pytest.raises(UserError, match=r"callbacks\.Mine\.seen holds a numpy\.float64: a state may hold tensors"):
+        CheckpointFile().save_checkpoint(state, folder / "last.ckpt")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_file_is_whole_or_said_not_to_be(folder):

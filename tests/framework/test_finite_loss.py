@@ -138,7 +138,7 @@ def test_two_processes_skip_together_and_stop_together_when_one_is_told_to(tmp_p
         timeout=120,
     )
     assert process.returncode == 143, process.stderr
-    assert "stopped at epoch 1, step 8; the same command with --run.id a goes on" in process.stderr
+    assert "stopped at epoch 2, step 8; the same command with --run.id a goes on" in process.stderr
     assert "internal error" not in process.stderr
     first, second = (json.loads(Path(f"witness_{rank}.json").read_text())["rows"] for rank in (0, 1))
     assert [row[0] for row in first] == [row[0] for row in second] == list(range(1, 9))

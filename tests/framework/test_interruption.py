@@ -12,7 +12,7 @@ import torch
 
 from framework.cli.main import main
 from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, heed_parent_alone
-from framework.interruption import SIGNALS, requeue
+from framework.interruption import SIGNALS, Interrupted, Interruption, requeue, requeue_if_meant
 from tests.folders import write_mask_folder
 
 EXPERIMENT = """
@@ -86,7 +86,7 @@ def test_a_run_stopped_everywhere_ends_as_one_that_never_was(fit, tmp_path, monk
     assert fit("broken", "step", 1, code=143) == Path("runs/x/broken")
     said = capfd.readouterr().err
     assert "SIGTERM: the run saves a checkpoint after this step and stops\n" in said
-    assert "stopped at epoch 0, step 2; the same command with --run.id broken goes on" in said
+    assert "stopped at epoch 1, step 2; the same command with --run.id broken goes on" in said
     assert last(Path("runs/x/broken"))["global_step"] == 2
 
     requeued = scontrol(tmp_path, monkeypatch)
@@ -101,7 +101,14 @@ def test_a_run_stopped_everywhere_ends_as_one_that_never_was(fit, tmp_path, monk
     assert not list(Path("runs").rglob("hpc_ckpt*"))  # Lightning's own
 
     fit("broken", "step", 7, names=["SIGINT"], code=130)  # the last step of an epoch: its validation comes first
+    assert "stopped at epoch 2, step 8; " in capfd.readouterr().err
+    with monkeypatch.context() as slurm:
+        for name, value in SLURM.items():
+            slurm.setenv(name, value)
+        fit("broken", "test", names=["SIGUSR1"] * 2, code=143)
+    assert requeued.read_text() == "requeue 77\n" * 2  # in the test, too, the time is up
     fit("broken", "test", names=["SIGHUP"], code=143)
+    assert "requeue" not in capfd.readouterr().err.rpartition("requeued SLURM job 77\n")[2]
     assert_same(whole, fit("broken"))
 
 
@@ -111,9 +118,9 @@ def test_a_validation_within_an_epoch_is_run_again_but_not_within_an_accumulatio
     fit("broken", "val", 0, code=143, options=options)
     said = capfd.readouterr().err
     assert "this validation is finished first: the run could not go on from inside it" in said
-    assert "stopped at epoch 0, step 1;" in said
+    assert "stopped at epoch 1, step 1;" in said
     fit("broken", "val", 1, code=143, options=options)
-    assert "stopped at epoch 0, step 1;" in capfd.readouterr().err
+    assert "stopped at epoch 1, step 1;" in capfd.readouterr().err
     assert_same(whole, fit("broken", options=options))
 
 
@@ -131,6 +138,26 @@ def test_a_second_ctrl_c_stops_at_once(fit, capfd):
     assert "Ctrl-C again stops at once" in capfd.readouterr().err
 
 
+def test_what_a_process_was_started_to_ignore_stays_ignored():
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    ignored = (signal.SIGHUP, signal.SIGINT)  # nohup; a background job of a script
+    try:
+        for signum in ignored:
+            signal.signal(signum, signal.SIG_IGN)
+        with Interruption() as interruption:
+            interruption.watch()
+            for signum in ignored:
+                os.kill(os.getpid(), signum)
+            interruption.rest()
+            assert interruption.received is None
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert all(signal.getsignal(signum) == signal.SIG_IGN for signum in ignored)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 @pytest.mark.parametrize(
     ("code", "found", "expected"),
     [(0, True, "requeued SLURM job 5_3"), (1, True, "(no such job): submit"), (0, False, "submit the job again")],
@@ -144,6 +171,16 @@ def test_a_task_of_a_job_array_is_requeued_or_it_is_said_why_not(code, found, ex
     requeue()
     assert expected in capsys.readouterr().err
     assert not found or requeued.read_text() == "requeue 5_3\n"
+
+
+@pytest.mark.parametrize(("signum", "rank", "meant"), [("SIGUSR1", 0, 1), ("SIGUSR1", 1, 0), ("SIGTERM", 0, 0)])
+def test_the_first_process_requeues_for_sigusr1_alone(signum, rank, meant, monkeypatch):
+    asked = []
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setattr("framework.interruption.rank_zero_only.rank", rank)
+    monkeypatch.setattr("framework.interruption.requeue", lambda: asked.append(1))
+    requeue_if_meant(getattr(signal, signum))
+    assert len(asked) == meant
 
 
 class Numbers:

@@ -123,6 +123,14 @@ def test_a_whole_run_offline_with_nobody_logged_in_and_stdin_closed(tmp_path):
     assert np.array_equal(np.asarray(Image.open(picture)), np.full((4, 6, 3), 200, np.uint8))
 
 
+def test_a_service_started_in_another_folder_writes_to_this_one(tmp_path, monkeypatch):
+    wandb.setup().ensure_service()  # as a run, or a look at the settings, before this one does
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    bound(Path("run"), mode="offline").log_metrics({"a": 1.0}, 0)
+    assert read(tmp_path / "here/run").column("a") == [1]
+
+
 def test_an_unreachable_server_costs_seconds_and_ends_offline(tmp_path, monkeypatch, capsys):
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed_port = server.getsockname()[1]

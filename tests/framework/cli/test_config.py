@@ -71,6 +71,8 @@ def test_building_finds_monitors_that_are_never_logged(check, tmp_path):
     assert message in check("a.yaml", "--build", code=2).err
     write("a.yaml", "", callback.replace("NAME", "miou"))
     assert check("a.yaml", "--build").out == "a.yaml: in order, built\n"
+    write("a.yaml", "", "  enable_checkpointing: false\n")
+    assert "a.yaml:14: trainer.enable_checkpointing: a run needs" in check("a.yaml", "--build", code=2).err
 
 
 def test_building_needs_no_device_of_the_trainer(check, tmp_path):

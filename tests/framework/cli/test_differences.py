@@ -83,7 +83,7 @@ SILENT = [
     {"run__name": "y", "run__root": "elsewhere"},
     {"trainer__logger": cls("framework.tracking.wandb.WandB")},
     {"trainer__log_every_n_steps": 1, "trainer__enable_progress_bar": False, "trainer__profiler": "simple"},
-    {"trainer__default_root_dir": "/tmp", "trainer__num_sanity_val_steps": 0, "trainer__plugins": "x"},
+    {"trainer__default_root_dir": "/tmp", "trainer__num_sanity_val_steps": 0},
     {"trainer__callbacks": [*TRAINED["trainer"]["callbacks"], cls("lightning.pytorch.callbacks.RichProgressBar")]},
     {"trainer__callbacks": [*TRAINED["trainer"]["callbacks"], cls("lightning.pytorch.callbacks.LearningRateMonitor")]},
     {"data__num_workers": 0, "data__check": False, "data__predict_dir": "new"},
@@ -115,6 +115,9 @@ SAID = {
     "trainer.gradient_clip_val: 1.0 in the checkpoint, nothing now": {"trainer__gradient_clip_val": None},
     "trainer.devices: auto in the checkpoint, 2 now: from here on not bit-equal to an unbroken run": {
         "trainer__devices": 2
+    },
+    "trainer.plugins: nothing in the checkpoint, x now: from here on not bit-equal to an unbroken run": {
+        "trainer__plugins": "x"
     },
     "data.root: photos in the checkpoint, moved now": {"data__root": "moved"},
     "data.image_size: 64 in the checkpoint, 96 now": {"data__image_size": 96},
@@ -180,6 +183,7 @@ WITHIN = {
     "data.sampling": {"data__sampling": cls("framework.data.sampling.ClassBalanced")},
     "data.progressive": {"data__progressive": cls("framework.data.progressive.Progressive", image_size=[32, 64])},
     "trainer.accumulate_grad_batches": {"trainer__accumulate_grad_batches": 2},
+    "trainer.limit_train_batches": {"trainer__limit_train_batches": 0.5},
 }
 
 

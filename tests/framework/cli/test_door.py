@@ -83,11 +83,19 @@ def test_doubled_keys_tabs_and_broken_yaml_name_the_line(refuse):
     assert "x.yaml:15: not YAML" in refuse("", "data: [\n")
 
 
-@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
-def test_a_monitor_that_is_never_logged_is_refused(refuse, callback):
-    message = refuse("", f"  callbacks:\n    - {{class_path: {callback}, init_args: {{monitor: val/mIoU}}}}\n")
+@pytest.mark.parametrize(
+    ("callback", "monitor", "hint"),
+    [
+        ("EarlyStopping", "val/mIoU", "did you mean 'val/miou'?"),
+        ("ModelCheckpoint", "val/mIoU", "did you mean 'val/miou'?"),
+        ("EarlyStopping", "train/los", "did you mean 'train/loss'?"),
+        ("EarlyStopping", "lr", ""),  # without a LearningRateMonitor
+    ],
+)
+def test_a_monitor_that_is_never_logged_is_refused(refuse, callback, monitor, hint):
+    message = refuse("", f"  callbacks:\n    - {{class_path: {callback}, init_args: {{monitor: {monitor}}}}}\n")
     assert "x.yaml:15" in message
-    assert f"{callback} monitors 'val/mIoU', which is never logged; did you mean 'val/miou'?" in message
+    assert f"{callback} monitors '{monitor}', which is never logged; {hint}" in message
 
 
 def test_what_the_data_states_may_not_be_written_again(refuse):

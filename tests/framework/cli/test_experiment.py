@@ -229,6 +229,23 @@ def test_without_validation_the_last_checkpoint_is_tested(run):
     assert "test/miou" in json.loads((folder / "metrics.json").read_text())
 
 
+def test_a_test_of_no_batch_is_no_test(run):
+    figures = json.loads((run("--trainer.limit_test_batches", "0") / "metrics.json").read_text())
+    assert "val/miou" in figures
+    assert "test/miou" not in figures
+
+
+def test_a_run_without_time_trains_nothing_and_says_so(run, capsys):
+    run("--trainer.max_time", "00:00:00:00")
+    assert "nothing was trained: its time is over; raise trainer.max_time to go on\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("key", "value"), [("enable_checkpointing", "false"), ("barebones", "true")])
+def test_a_run_needs_its_checkpoints(run, capsys, key, value):
+    run(f"--trainer.{key}", value, code=2)
+    assert f"error: --trainer.{key}: trainer.{key}: a run needs its checkpoints" in capsys.readouterr().err
+
+
 def test_the_run_of_wandb_ends_with_the_command(run):
     folder = run("--trainer.logger", "WandB")
     assert wandb.run is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from framework.cli.layers import class_options_first, with_underscores
+from framework.cli.layers import class_options_first, option_layer, with_underscores
 from framework.cli.main import main
 from tests.framework.cli.test_door import EXPERIMENT
 
@@ -28,6 +28,28 @@ def test_options_without_a_dot_may_have_dashes():
 )
 def test_a_class_comes_before_its_arguments_and_nothing_else_moves(given, ordered):
     assert class_options_first(given.split()) == ordered.split()
+
+
+def test_each_of_several_additions_keeps_its_own_arguments():
+    given = ["--t.c+=A", "--t.c.m=1", "--t.c+={class_path: B, init_args: {n: 2}}", "--t.c.init_args.n=3"]
+    layer = option_layer([*given, "--t.c+=[C, D]", "--t.d.x=4"])
+    added = [{"class_path": "A", "m": 1}, {"class_path": "B", "init_args": {"n": 3}}, "C", "D"]
+    assert layer.values == {"t": {"c+": added, "d": {"x": 4}}}
+    assert layer.place(("t", "c+", "0", "m")) == "--t.c.m"
+    assert layer.place(("t", "c+", "1", "class_path")) == "--t.c+"
+    assert layer.place(("u",)) == ""
+
+
+def test_of_two_callbacks_the_door_sees_both(capsys):
+    Path("x.yaml").write_text(EXPERIMENT)
+    first = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    callbacks = resolved(capsys, *first, "--trainer.callbacks+=LearningRateMonitor")["trainer"]["callbacks"]
+    assert [c["class_path"].rpartition(".")[2] for c in callbacks] == ["EarlyStopping", "LearningRateMonitor"]
+    assert callbacks[0]["init_args"]["monitor"] == "val/loss"
+    wrong = "--trainer.callbacks+={class_path: EarlyStopping, init_args: {monitr: val/loss}}"
+    assert main(["fit", "--config", "x.yaml", wrong, "--trainer.callbacks+={class_path: LearningRateMonitor}"]) == 2
+    said = "error: --trainer.callbacks+: unknown key trainer.callbacks.0.monitr of EarlyStopping; did you mean"
+    assert said in capsys.readouterr().err
 
 
 def resolved(capsys, *options):

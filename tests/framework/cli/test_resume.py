@@ -1,5 +1,6 @@
 """A run that died goes on by the same command, and ends with the bits of one that did not."""
 
+import csv
 import fcntl
 import json
 import multiprocessing
@@ -88,6 +89,15 @@ def segmentation():
 
 
 @pytest.fixture
+def four_batches():
+    """Write a smaller segmentation experiment, with four batches an epoch."""
+    write_mask_folder(Path("set"), counts=(8, 2, 2))
+    tiny = SEGMENTATION.replace("{class_path: Timm, init_args: {name: test_resnet}}", "{class_path: tests.tiny.Tiny}")
+    assert tiny != SEGMENTATION
+    Path("x.yaml").write_text(tiny)
+
+
+@pytest.fixture
 def classification():
     """Write the classification experiment and its data."""
     write_image_folder(Path("set"))
@@ -169,17 +179,71 @@ def test_a_run_that_stopped_early_is_complete(segmentation, fit, capsys):
     folder = fit("early", *options)
     weights = load(folder / "checkpoints/last.ckpt")
     fit("early", *options)
-    assert "already complete at epoch 1" in capsys.readouterr().out
+    assert "already complete at epoch 1: early stopping ended it; change its settings" in capsys.readouterr().out
     assert_equal(weights, load(folder / "checkpoints/last.ckpt"))
+
+
+def epochs_of(folder):
+    """Read the epochs and steps of a run's rows, and the steps of each epoch from its last checkpoint."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [(int(row["epoch"]), int(row["step"])) for row in csv.DictReader(file)]
+    return rows, load(folder / "checkpoints/last.ckpt")["epoch_steps"]
+
+
+def test_max_steps_counts_every_epoch_once(four_batches, fit):
+    """A run that died at the end of an epoch, and one that its limit cut within one."""
+    options = ["--trainer.max_epochs", "2", "--trainer.max_steps"]
+    whole = fit("whole", *options, "8")
+    fit("broken", *options, "8", crash=("step", 4))
+    assert_same_run(whole, fit("broken", *options, "8"))
+    assert epochs_of(fit("cut", *options, "3")) == ([(0, 3)], [3])
+    assert epochs_of(fit("cut", *options, "8")) == ([(0, 3), (1, 7)], [3, 4])
+
+
+def test_early_stopping_within_an_epoch_ends_it(four_batches, fit, capsys):
+    stopping = (
+        "{class_path: EarlyStopping, init_args: {monitor: val/score, mode: max, min_delta: 9, patience: %d, "
+        "check_on_train_epoch_end: false}}"
+    )
+    options = ["--trainer.val_check_interval", "1", "--trainer.max_epochs", "2"]
+    assert epochs_of(fit("early", *options, f"--trainer.callbacks+={stopping % 1}")) == ([(0, 2)], [2])
+    capsys.readouterr()
+    silent = ["--data.num_workers", "1", "--run.checkpoint_minutes", "5"]
+    assert epochs_of(fit("early", *options, *silent, f"--trainer.callbacks+={stopping % 1}")) == ([(0, 2)], [2])
+    assert "already complete at epoch 1" in capsys.readouterr().out
+    assert epochs_of(fit("early", *options, f"--trainer.callbacks+={stopping % 99}")) == ([(0, 2), (1, 6)], [2, 4])
+
+
+def test_the_best_within_an_accumulation_window_is_not_gone_on_from(four_batches, fit, capsys):
+    options = ["--trainer.accumulate_grad_batches", "2", "--trainer.val_check_interval", "1"]
+    options += ["--trainer.max_epochs", "1", "--run.checkpoint_steps", "null"]
+    whole = fit("whole", *options)
+    best = fit("broken", *options, crash=("validation", 1)) / "checkpoints/best.ckpt"
+    assert load(best)["gradients_gathered"]
+    capsys.readouterr()
+    fit("other", *options, "--ckpt_path", str(best), code=2)
+    assert "written between two optimizer steps" in capsys.readouterr().err
+    assert_same_run(whole, fit("broken", *options))
+    assert f"{best}, all there is, was written between two optimizer steps" in capsys.readouterr().out
+
+
+def test_a_trial_leaves_the_folder_of_a_real_run_alone(four_batches, fit):
+    folder = fit("real", "--trainer.max_epochs", "1")
+    (folder / "config.yaml").write_text("a: [")  # somebody's slip
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    fit("real", "--trainer.fast_dev_run", "true", "--trainer.max_epochs", "2")
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"config.yaml"}  # which could not be read
+    assert not list(folder.glob("config.resume*"))
 
 
 # Which one it is.
 
 
-def write_checkpoint(run, name, step, processed=0, ready=1, age=0.0):
+def write_checkpoint(run, name, step, processed=0, ready=1, age=0.0, **more):
     """Write a checkpoint that holds nothing but its place in the run."""
     epochs = {"current": {"processed": processed, "ready": ready}}
-    content = {"state_dict": {}, "optimizer_states": [], "global_step": step}
+    content = {"state_dict": {}, "optimizer_states": [], "global_step": step, **more}
     path = run.checkpoints / name
     CheckpointFile().save_checkpoint({**content, "loops": {"fit_loop": {"epoch_progress": epochs}}}, path)
     os.utime(path, (time.time() - age,) * 2)
@@ -191,11 +255,11 @@ def choose():
     """Choose where a run begins."""
     trainer = Trainer(accelerator="cpu", logger=False)
 
-    def call(resume="auto", given=None, **where):
+    def call(resume="auto", given=None, config=None, **where):
         run = RunFolder("x", **where)
         try:
             resume, given = settle(run, resume, given)
-            return choose_start(run, trainer, resume, given)
+            return choose_start(run, trainer, resume, given, config)
         finally:
             release_locks()
 
@@ -310,7 +374,7 @@ def test_never_must_and_last(choose):
         choose("must", id="a")
     run.checkpoints.mkdir(parents=True)
     assert choose(id="a").lines == ["resume   runs/x/a has no checkpoint: from the start"]
-    with pytest.raises(ConfigError, match="runs/x/a/checkpoints has no checkpoint"):
+    with pytest.raises(ConfigError, match="runs/x/a has no checkpoint"):
         choose("must", id="a")
     old = write_checkpoint(run, "last.ckpt", 30, age=100)
     new = write_checkpoint(RunFolder("x", id="b"), "last.ckpt", 3)
@@ -324,6 +388,56 @@ def test_never_must_and_last(choose):
     with pytest.raises(ConfigError, match="not from `best`"):
         choose(given="best")
     assert choose("never", given="f.ckpt", id="c").checkpoint == Path("f.ckpt")
+
+
+def test_what_lacks_gradients_is_left_out(choose):
+    run = RunFolder("x", id="a")
+    best = write_checkpoint(run, "best.ckpt", 3, gradients_gathered=True)
+    assert choose(id="a").lines == [
+        f"resume   {best}, all there is, was written between two optimizer steps, without the gradients: from the start"
+    ]
+    with pytest.raises(ConfigError, match=r"nothing to go on from: .*best.ckpt, all there is"):
+        choose("must", id="a")
+    last = write_checkpoint(run, "last.ckpt", 2, gradients_gathered=False)
+    assert choose(id="a").checkpoint == last
+
+
+def test_another_of_its_own_checkpoints_is_refused(choose):
+    run = RunFolder("x", id="a")
+    last, best = write_checkpoint(run, "last.ckpt", 3), write_checkpoint(run, "best.ckpt", 2)
+    with pytest.raises(ConfigError, match=r"best.ckpt is of this very run, which goes on from .*last.ckpt: .* --run"):
+        choose(given=str(best.absolute()), id="a")
+    assert choose(given=str(last.absolute()), id="a").checkpoint == last
+    assert choose(given=str(best), id="b").checkpoint == best
+
+
+def test_a_whole_file_that_does_not_load_is_never_called_broken(choose):
+    run = RunFolder("x", id="a")
+    write_checkpoint(run, "last.ckpt", 3)
+    foreign = run.checkpoints / "mine.ckpt"
+    torch.save({"state_dict": {}, "loops": {}, "callbacks": {"Mine": Path("x")}}, foreign)
+    (line,) = choose(id="a").lines
+    assert f"{foreign} is left out: " in line
+    (run.checkpoints / "last.ckpt").unlink()
+    with pytest.raises(ConfigError, match=r"can be loaded: .*mine.ckpt.*; give another --run.id") as refused:
+        choose(id="a")
+    assert "delete" not in str(refused.value)
+    assert foreign.exists()
+
+
+def test_two_experiments_of_one_job_are_told_apart(choose, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    config = {"model": {"freeze": 0}, "data": {"num_workers": 0}, "run": {"id": None}}
+    RunFolder("x").enter(json.dumps(config))
+    monkeypatch.delenv("FRAMEWORK_RUN_ID")
+    release_locks()
+    write_checkpoint(RunFolder("x"), "last.ckpt", 3)
+    other = {**config, "model": {"freeze": 1}}
+    assert choose(config={**config, "data": {"num_workers": 4}}).run_id == "slurm-7"
+    with pytest.raises(ConfigError, match=r"runs/x/slurm-7 is of another experiment, .* --run.id, such as slurm-7-2"):
+        choose(config=other)
+    assert choose(config=other, id="slurm-7").run_id == "slurm-7"
 
 
 # What it is called.

@@ -136,3 +136,26 @@ def test_a_run_goes_on_with_its_average_and_its_weights(tmp_path):
 def test_a_decay_out_of_range_is_refused():
     with pytest.raises(ConfigError, match=r"decay must be at least 0 and less than 1, got 1\.0"):
         EMA(decay=1.0)
+
+
+def test_two_averages_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="EMA stands twice"):
+        trainer(tmp_path, callbacks=[EMA(DECAY), EMA(0.9)]).fit(task(), data(tmp_path))
+
+
+class WeightsAlone(Callback):
+    """Save a checkpoint of weights alone, as a ModelCheckpoint with `save_weights_only` does."""
+
+    def on_train_end(self, trainer, module):
+        trainer.save_checkpoint("weights.ckpt", weights_only=True)
+
+
+def test_a_checkpoint_of_weights_alone_holds_the_average_and_the_experiment(tmp_path):
+    write_image_folder(tmp_path / "set")
+    Path("x.yaml").write_text(EXPERIMENT)
+    watcher = "--trainer.callbacks+=tests.framework.transfer.test_ema.WeightsAlone"
+    _, whole = fit(watcher, "--trust", "tests", "--trainer.max_epochs", "1")
+    alone = torch.load("weights.ckpt", weights_only=True)
+    assert all(torch.equal(alone["state_dict"][name], value) for name, value in whole["state_dict"].items())
+    assert "ema" not in alone
+    assert main(["validate", "--ckpt_path", "weights.ckpt", "--trust", "tests"]) == 0

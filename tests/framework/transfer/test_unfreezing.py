@@ -138,6 +138,8 @@ def test_frozen_for_good_is_never_opened(tmp_path):
         ({0: "head", 0.5: 1, 2: "all"}, r"got 2 among 0, 0.5, 2"),
         ({0: "head", 1.5: 1}, r"whole epochs, or all of them fractions of the run in \[0, 1\), got 1.5"),
         ({0: "head", "soon": 1}, "keys are epochs or fractions of the run, got 0, soon"),
+        ({0: "head", float("inf"): 1}, "keys are epochs or fractions of the run, got 0, inf"),
+        ({0: "head", float("nan"): 1}, "keys are epochs or fractions of the run, got 0, nan"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(schedule, message):
@@ -153,6 +155,7 @@ def test_keys_that_make_no_sense_are_refused(schedule, message):
         ({0: "head", 1: 1, 2: ["head", "stage1"]}, "2: head, stage1 trains just what is trained before"),
         ({0: "head", 3: "all"}, "epoch 3 never comes, as the run has 3 epochs, from 0 to 2"),
         ({0: "head", 0.01: 1, 0.02: "all"}, "0.01 and 0.02 both begin at step 1"),
+        ({0: [], 1: "all"}, "0: the words [] leave nothing to train"),
     ],
 )
 def test_schedules_that_fit_no_run_are_refused(schedule, message):
@@ -164,13 +167,15 @@ def test_schedules_that_fit_no_run_are_refused(schedule, message):
 
 def test_an_entry_that_only_opens_what_is_frozen_for_good_says_so():
     model = task(freeze="all")
-    with pytest.raises(ConfigError, match=r"as model\.freeze keeps 8 parameters frozen for good"):
+    with pytest.raises(ConfigError, match="as 8 parameters are frozen for good"):
         ProgressiveUnfreezing(SCHEDULE).plan(model.parts, model.frozen_names(), LENGTH)
 
 
 def test_nothing_trained_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="no parameter is trainable"):
+    with pytest.raises(ConfigError, match="0: the words head leave nothing to train"):
         fit(tmp_path, {0: "head", 1: "all"}, task(freeze="head"))
+    with pytest.raises(ConfigError, match="no parameter is trainable"):
+        trainer(tmp_path).fit(task(freeze=["all", "head"]), data(tmp_path))
 
 
 CLASSIFICATION = """
@@ -258,3 +263,28 @@ def test_rates_are_zero_while_frozen_and_those_of_the_schedule_when_trained(sche
             if opened and opened <= step < opened + 3:
                 expected *= 0.01 + 0.99 * (step - opened) / 3
             assert factor(step) == pytest.approx(expected), (group.name, step)
+
+
+def test_a_trial_of_a_few_steps_tries_the_first_entry(tmp_path):
+    _, states, _ = fit(tmp_path, {0: "head", 5: "all"}, epochs=20, fast_dev_run=2)
+    assert [len(names) for names in states.trained] == [2, 2]
+
+
+def test_it_is_said_what_a_longer_run_freezes_again(tmp_path, capsys):
+    """Half of twice as long a run comes later: what had been opened closes, as the schedule says."""
+    write_image_folder(tmp_path / "set")
+    halves = REST.replace("{0: head, 0.4: 2, 0.8: all}", "{0: head, 0.5: all}").replace(
+        "max_epochs: 3", "max_epochs: 2"
+    )
+    Path("x.yaml").write_text(CLASSIFICATION + halves)
+    assert main(["fit", "--config", "x.yaml", "--run.id", "r"]) == 0
+    assert "frozen from step" not in capsys.readouterr().out
+    assert main(["fit", "--config", "x.yaml", "--run.id", "r", "--trainer.max_epochs", "6"]) == 0
+    assert "parameters that were trained before are frozen from step 8 on" in capsys.readouterr().out
+
+
+def test_nothing_else_may_decide_which_step_is_the_last(tmp_path):
+    gathering = "--trainer.callbacks+=GradientAccumulationScheduler"
+    write_image_folder(tmp_path / "set")
+    Path("x.yaml").write_text(CLASSIFICATION + REST)
+    assert main(["fit", "--config", "x.yaml", gathering, "--trainer.callbacks.scheduling", "{1: 2}"]) == 2
