@@ -66,8 +66,8 @@ def run_length(trainer: Trainer, data: Any, past: Sequence[int] = ()) -> RunLeng
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         raise ConfigError(
-            "trainer.callbacks: under GradientAccumulationScheduler nobody knows which step is the last, so no schedule "
-            "could be planned: take trainer.accumulate_grad_batches"
+            "trainer.callbacks: under GradientAccumulationScheduler nobody knows which step is the last, so no "
+            "schedule could be planned: take trainer.accumulate_grad_batches"
         )
     if not hasattr(data, "train_batches"):
         return _evenly(int(trainer.estimated_stepping_batches), trainer.max_epochs or 1)
