@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint import written_experiment
 from framework.cli.experiment import ExperimentCLI, check_keys, hush
 from framework.cli.layers import plugin_files, read_layer
 from framework.cli.main import DEFAULTS
+from framework.run.checkpoint import written_experiment
 from framework.tasks.base import Task
 
 

@@ -23,8 +23,8 @@ from framework.cli.layers import plugin_files, read_layer
 from framework.cli.main import DEFAULTS
 from framework.data.datamodule import default_workers
 from framework.errors import ConfigError, UserError
-from framework.processes import check_processes, trainer_strategy
 from framework.registry import advertised
+from framework.run.processes import check_processes, trainer_strategy
 from framework.tracking.wandb import MODES, find_mode
 
 DISTRIBUTION = "vision-plugin-framework"

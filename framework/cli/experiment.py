@@ -20,9 +20,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from framework.checkpoint import read_checkpoint
-from framework.checkpoint_io import CheckpointFile
-from framework.checkpoints import Checkpoints
 from framework.cli.door import Door, parameters
 from framework.cli.group_table import group_facts, group_lines, group_list, write_groups
 from framework.cli.layers import Layer, plugin_files
@@ -42,20 +39,23 @@ from framework.cli.summary import (
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
 from framework.errors import ConfigError, UserError
-from framework.finite_loss import FiniteLoss
-from framework.interruption import Interrupted, InterruptibleValidation, Interruption, requeue_if_meant
 from framework.length import run_length
-from framework.metrics_record import MetricsRecord
-from framework.monitors import check_monitors
 from framework.prediction import PredictionWriter
-from framework.processes import PATIENCE, check_processes, end_children, trainer_strategy
 from framework.registry import advertised, trusted_modules
-from framework.run import ID_VARIABLE, ConfigInCheckpoint, RunFolder
-from framework.run_lock import release_locks
+from framework.run.checkpoint import read_checkpoint
+from framework.run.checkpoint_file import CheckpointFile
+from framework.run.checkpoints import Checkpoints
+from framework.run.finite_loss import FiniteLoss
+from framework.run.folder import ID_VARIABLE, ConfigInCheckpoint, RunFolder
+from framework.run.interruption import Interrupted, InterruptibleValidation, Interruption, requeue_if_meant
+from framework.run.lock import release_locks
+from framework.run.metrics_record import MetricsRecord
+from framework.run.monitors import check_monitors
+from framework.run.processes import PATIENCE, check_processes, end_children, trainer_strategy
+from framework.run.unfinished_epoch import UnfinishedEpoch
 from framework.tasks.base import Task
 from framework.tracking.pictures import Pictures
 from framework.transfer.unfreezing import unfreezing_among
-from framework.unfinished_epoch import UnfinishedEpoch
 
 OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 RUN_OPTIONS: dict[str, dict[str, Any]] = {

@@ -134,7 +134,7 @@ def _run(command: str, arguments: list[str]) -> int:
             raise ConfigError(f"fit needs an experiment: fit --config FILE{f' (here: {found})' if found else ''}")
         checkpoint = option_layer(options).values.get("ckpt_path")
         if command != "fit" and checkpoint is not None:
-            from framework.checkpoint import experiment_of
+            from framework.run.checkpoint import experiment_of
 
             with experiment_of(Path(checkpoint), plugins) as file:
                 return _run_layers(command, [file], options, trust, plugins)

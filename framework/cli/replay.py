@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from framework.cli.arguments import CommandParser
 
 if TYPE_CHECKING:
-    from framework.replay import Culprit, Findings
+    from framework.run.replay import Culprit, Findings
 
 SHOWN = 8  # parameters that are named
 INDENT = " " * 12
@@ -35,9 +35,9 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/configuration.md
     import torch
 
-    from framework.bad_step import read_step
     from framework.cli.check_config import build_task
-    from framework.replay import replay
+    from framework.run.bad_step import read_step
+    from framework.run.replay import replay
 
     record = read_step(options.file)
     task = build_task(record["config"], str(options.file), options.trust, options.plugins)

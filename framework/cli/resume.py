@@ -9,16 +9,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from framework.checkpoint import read_checkpoint
-from framework.checkpoint_io import broken_record
-from framework.checkpoints import BEST, Checkpoints
 from framework.cli.differences import check_changes, is_same_training
 from framework.cli.network import check_network
 from framework.errors import ConfigError
-from framework.run import ID_VARIABLE, RunFolder
-from framework.run_lock import lock_folder
+from framework.run.checkpoint import read_checkpoint
+from framework.run.checkpoint_file import broken_record
+from framework.run.checkpoints import BEST, Checkpoints
+from framework.run.folder import ID_VARIABLE, RunFolder
+from framework.run.lock import lock_folder
+from framework.run.unfinished_epoch import GATHERED
 from framework.tasks.base import Task
-from framework.unfinished_epoch import GATHERED
 
 FROM_VARIABLE = "FRAMEWORK_GOES_ON_FROM"  # tells the processes that a run starts what it goes on from
 RESUME = ("auto", "must", "never")

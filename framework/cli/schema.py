@@ -84,7 +84,7 @@ def experiment_schema(plugins: Iterable[Path] = ()) -> Schema:
     from lightning.pytorch import Trainer  # torch: not for --help
 
     from framework.data.datamodule import VisionData
-    from framework.run import RunFolder
+    from framework.run.folder import RunFolder
     from framework.tasks.base import Task
 
     writer = SchemaWriter(known_classes(plugins))

@@ -19,10 +19,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from framework.checkpoint_io import CheckpointFile
-from framework.checkpoints import Checkpoints
 from framework.errors import ConfigError, UserError
-from framework.interruption import Interruption
+from framework.run.checkpoint_file import CheckpointFile
+from framework.run.checkpoints import Checkpoints
+from framework.run.interruption import Interruption
 from framework.tracking.wandb import WandB
 from tests.reference.offline_run import read_offline_run
 

@@ -1,4 +1,4 @@
-"""`framework replay`: what it takes, and what it refuses; tests/framework/test_finite_loss.py replays steps of runs."""
+"""`framework replay`: what it takes and refuses; tests/framework/run/test_finite_loss.py replays steps of runs."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import yaml
 
-from framework.bad_step import KEYS, plain, read_step, write_step
 from framework.cli.main import main
+from framework.run.bad_step import KEYS, plain, read_step, write_step
 from tests.folders import write_mask_folder
 from tests.tiny import Tiny
 

@@ -16,14 +16,14 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from framework.checkpoint_io import CheckpointFile
 from framework.cli.main import main
 from framework.cli.resume import choose_start, settle
 from framework.data.loader import KeyedSamples
 from framework.errors import ConfigError
-from framework.run import RunFolder
-from framework.run_id import launcher_id, start_id
-from framework.run_lock import lock_folder, release_locks
+from framework.run.checkpoint_file import CheckpointFile
+from framework.run.folder import RunFolder
+from framework.run.lock import lock_folder, release_locks
+from framework.run.naming import launcher_id, start_id
 from tests.folders import write_image_folder, write_mask_folder
 from tests.stop import Crash
 

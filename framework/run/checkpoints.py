@@ -11,9 +11,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from framework.checkpoint_io import PREVIOUS
 from framework.errors import UserError
-from framework.interruption import Interruption, validation_follows
+from framework.run.checkpoint_file import PREVIOUS
+from framework.run.interruption import Interruption, validation_follows
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from lightning.pytorch.callbacks import EarlyStopping
 
-from framework.run import ConfigInCheckpoint
+from framework.run.folder import ConfigInCheckpoint
 
 
 def test_the_patience_given_now_wins_over_that_of_the_checkpoint():

@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import _Metada
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from framework.interruption import validation_follows
+from framework.run.interruption import validation_follows
 
 KEY = "unfinished_epoch"  # of a checkpoint
 GATHERED = "gradients_gathered"  # of a checkpoint: for the next step, and they are not in it

@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch.utils.data import DataLoader
 
-from framework import checkpoint_io, checkpoints
-from framework.checkpoint_io import CheckpointFile, broken_record
-from framework.checkpoints import Checkpoints
 from framework.errors import UserError
-from framework.interruption import Interrupted, Interruption
-from framework.unfinished_epoch import UnfinishedEpoch
+from framework.run import checkpoint_file, checkpoints
+from framework.run.checkpoint_file import CheckpointFile, broken_record
+from framework.run.checkpoints import Checkpoints
+from framework.run.interruption import Interrupted, Interruption
+from framework.run.unfinished_epoch import UnfinishedEpoch
 
 SCORES = [0.3, 0.5, float("nan"), 0.4, 0.6]  # of the epochs
 
@@ -200,7 +200,7 @@ def full(request, monkeypatch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return write(descriptor, data)
 
-        monkeypatch.setattr("framework.checkpoint_io.os.write", fail)
+        monkeypatch.setattr("framework.run.checkpoint_file.os.write", fail)
         yield "No space left on device"
     else:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -220,7 +220,7 @@ def test_a_full_disk_leaves_the_last_and_the_best_as_they_were(folder, full):
 @pytest.mark.parametrize("moment", [1, 3])
 def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(folder, monkeypatch, place, moment):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    write, calls = os.write if place == "os.write" else checkpoint_io._Stream.write, []
+    write, calls = os.write if place == "os.write" else checkpoint_file._Stream.write, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -228,7 +228,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_is_ctrl_c(folder, monkeypatch, pla
             raise KeyboardInterrupt
         return write(*arguments)
 
-    monkeypatch.setattr(f"framework.checkpoint_io.{place}", interrupted)
+    monkeypatch.setattr(f"framework.run.checkpoint_file.{place}", interrupted)
     with pytest.raises(KeyboardInterrupt):
         CheckpointFile().save_checkpoint(LARGE, folder / "last.ckpt")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -242,7 +242,7 @@ def test_the_previous_one_makes_room(folder, monkeypatch):
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
         return write(descriptor, data)
 
-    monkeypatch.setattr("framework.checkpoint_io.os.write", fail)
+    monkeypatch.setattr("framework.run.checkpoint_file.os.write", fail)
     CheckpointFile().save_checkpoint(LARGE, folder / "last.ckpt")
     assert torch.equal(CheckpointFile().load_checkpoint(folder / "last.ckpt")["weights"], LARGE["weights"])
     assert {path.name for path in folder.iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -256,7 +256,7 @@ def test_what_the_disk_garbles_is_noticed(folder, monkeypatch):
         return write(descriptor, data[:-1] + bytes([data[-1] ^ 1]) if len(data) > 100_000 else data)
 
     before = (folder / "last.ckpt").read_bytes()
-    monkeypatch.setattr("framework.checkpoint_io.os.write", garble)
+    monkeypatch.setattr("framework.run.checkpoint_file.os.write", garble)
     with pytest.raises(UserError, match=r"last.ckpt: what was written does not read back"):
         CheckpointFile().save_checkpoint(LARGE, folder / "last.ckpt")
     assert (folder / "last.ckpt").read_bytes() == before

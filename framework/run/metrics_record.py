@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from framework.run import write_atomically
+from framework.run.folder import write_atomically
 
 
 class MetricsRecord(Callback):

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from framework.errors import ConfigError
-from framework.run_id import launcher_id, start_id
-from framework.run_lock import lock_folder
+from framework.run.lock import lock_folder
+from framework.run.naming import launcher_id, start_id
 
 ID_VARIABLE = "FRAMEWORK_RUN_ID"  # processes that a run starts must find its folder
 

@@ -12,7 +12,7 @@ import torch
 
 from framework.cli.main import main
 from framework.data.loader import KeyedBatches, KeyedLoader, KeyedSamples, heed_parent_alone
-from framework.interruption import SIGNALS, Interrupted, Interruption, requeue, requeue_if_meant
+from framework.run.interruption import SIGNALS, Interrupted, Interruption, requeue, requeue_if_meant
 from tests.folders import write_mask_folder
 
 EXPERIMENT = """
@@ -177,8 +177,8 @@ def test_a_task_of_a_job_array_is_requeued_or_it_is_said_why_not(code, found, ex
 def test_the_first_process_requeues_for_sigusr1_alone(signum, rank, meant, monkeypatch):
     asked = []
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    monkeypatch.setattr("framework.interruption.rank_zero_only.rank", rank)
-    monkeypatch.setattr("framework.interruption.requeue", lambda: asked.append(1))
+    monkeypatch.setattr("framework.run.interruption.rank_zero_only.rank", rank)
+    monkeypatch.setattr("framework.run.interruption.requeue", lambda: asked.append(1))
     requeue_if_meant(getattr(signal, signum))
     assert len(asked) == meant
 

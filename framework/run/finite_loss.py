@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.bad_step import record_step, write_step
 from framework.errors import TrainingError
+from framework.run.bad_step import record_step, write_step
 from framework.tasks.base import SkippedStep
 from framework.transfer.sharding import local_part
 

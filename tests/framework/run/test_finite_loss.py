@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from framework.cli.main import main
-from framework.finite_loss import FiniteLoss
+from framework.run.finite_loss import FiniteLoss
 from tests.folders import write_mask_folder
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 EXPERIMENT = """
 model:
   class_path: Segmentation

@@ -1,0 +1,1 @@
+"""One run: its folder, its checkpoints, and what may happen to it on the way."""
