@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -180,7 +181,9 @@ class KeyedLoader:
     def __iter__(self) -> Iterator[Sample]:
         # A generator: workers start at the first next(), after set_epoch (Lightning #21938).
         self._handed_out, self._loaded = self.batch_sampler.start, None
-        for batch in self._loader:
+        with _sigterm_held():
+            batches = iter(self._loader)
+        for batch in batches:
             self._handed_out += 1
             yield batch
 
@@ -235,6 +238,20 @@ def heed_parent_alone(worker: int) -> None:
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # for a thread that a library started, and that does not hold it
+
+
+@contextmanager
+def _sigterm_held() -> Iterator[None]:
+    """Hold SIGTERM back, so that workers begin with it held, and so do all threads that libraries start in them."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with(parent: int) -> None:
