@@ -6,8 +6,8 @@ Each task trains once unbroken. Then it trains again and again, is killed at mom
 epoch, where layers are unfrozen, while a checkpoint is written, while it validates), and is started again with the same
 command until it ends. Everything in `last.ckpt` and `best.ckpt` (weights, their average, the optimizer's state, where
 the loaders stand), `metrics.csv` and `metrics.json` have to be those of the unbroken run. Images grow from stage to
-stage and are mixed (classification), gradients are accumulated (segmentation), layers are unfrozen, weights averaged,
-and two loader processes read.
+stage and are mixed (classification), put together and blended (detection), gradients are accumulated (segmentation,
+detection), layers are unfrozen, weights averaged, and two loader processes read.
 
 SIGKILL goes to the whole process group, loader processes included. Importing torch takes ten seconds, so that a run
 begins as a fork of this process, which has imported everything and trained nothing; a few, `--fresh`, are new processes
@@ -98,7 +98,24 @@ trainer:
     - {class_path: EMA, init_args: {decay: 0.8}}
     - {class_path: ProgressiveUnfreezing, init_args: {schedule: {0: head, 0.3: 1, 0.6: all}, warmup: 0.1}}
 """
-EXPERIMENTS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION}
+DETECTION = """
+model:
+  class_path: Detection
+  init_args:
+    backbone: {class_path: Timm, init_args: {name: test_resnet, drop_path: 0.1}}
+    head: {class_path: FCOS, init_args: {channels: 64, convolutions: 1}}
+    optimizer: {class_path: AdamW, init_args: {lr: 0.005}}
+data:
+  class_path: SyntheticScenesDetection
+  init_args:
+    {train: 12, val: 5, test: 3, size: [64, 80], letterbox: 64, batch_size: 2, num_workers: 2, mosaic: 0.5, mixup: 0.5}
+trainer:
+  accumulate_grad_batches: 2
+  callbacks+:
+    - {class_path: EMA, init_args: {decay: 0.8}}
+    - {class_path: ProgressiveUnfreezing, init_args: {schedule: {0: head, 1: 1, 2: all}}}
+"""
+EXPERIMENTS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "detection": DETECTION}
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class DenseInference:
             return network(images)
         height, width = images.shape[-2:]
         window = (min(self.window[0], height), min(self.window[1], width))
-        rows, columns = (self._offsets(side, extent) for side, extent in zip((height, width), window, strict=True))
+        rows, columns = (window_starts(*sides, self.overlap) for sides in zip((height, width), window, strict=True))
         places = [(image, top, left) for image in range(len(images)) for top in rows for left in columns]
         total: Tensor | None = None
         count: Tensor | None = None
@@ -100,9 +100,10 @@ class DenseInference:
         assert count is not None
         return total / count
 
-    def _offsets(self, side: int, window: int) -> list[int]:
-        """Return evenly spread window starts that cover `side` with at least the asked overlap."""
-        if window >= side:
-            return [0]
-        steps = ceil((side - window) / max(1, int(window * (1 - self.overlap))))
-        return [round(i * (side - window) / steps) for i in range(steps + 1)]
+
+def window_starts(side: int, window: int, overlap: float) -> list[int]:
+    """Return evenly spread starts of windows that cover `side`, each sharing at least that fraction with the next."""
+    if window >= side:
+        return [0]
+    steps = ceil((side - window) / max(1, int(window * (1 - overlap))))
+    return [round(i * (side - window) / steps) for i in range(steps + 1)]

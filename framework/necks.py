@@ -1,14 +1,24 @@
 """Between a backbone and a head that wants a pyramid."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import lcm, log2
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
 
 from framework.backbone import Level
+
+Extra = Literal["none", "pool", "convolutions"]
 
 
 class Pyramid(nn.Module):
@@ -130,3 +140,152 @@ def _assign(have: list[int], want: Sequence[int]) -> tuple[int, ...]:
         steps = [round(i * (len(equal) - 1) / (count - 1)) for i in range(count)] if count > 1 else [-1]
         sources += [equal[step] for step in steps]
     return tuple(sources)
+
+
+class FeaturePyramid(nn.Module):
+    """Make maps of one depth, each of twice the stride of the one before, for detection.
+
+    Levels of several strides (CNNs, hierarchical transformers) are brought to the asked strides by `Pyramid` and joined
+    from coarse to fine by torchvision's feature pyramid network. Levels that all have one stride (plain ViTs) say the
+    same at the same scale: the last of them alone becomes ViTDet's simple feature pyramid.
+
+    Args:
+        levels: What the backbone returns, fine to coarse.
+        strides: What is asked for, fine to coarse; each divides the next.
+        channels: Depth of every map that comes out.
+        extra: Coarser maps made from the last: `pool` adds one by taking every second cell (Faster R-CNN's),
+            `convolutions` two by convolutions of stride 2 (P6 and P7 of FCOS and RetinaNet).
+
+    Attributes:
+        strides: Pixels per cell of each map that comes out, extra ones included: those that were asked for, or, from
+            levels of one stride, that stride times the nearest powers of two (7, 14, 28 for patches of 14). Cell i
+            begins at i times the stride, also where the last cell reaches beyond the image.
+        channels: Depth of every map that comes out.
+        multiple: What height and width must be divisible by.
+        used: Indices of the backbone's levels that are read; the others stay unused.
+
+    Raises:
+        ValueError: The levels or the strides are not fine to coarse, or a stride does not divide the next.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        strides: Sequence[int] = (8, 16, 32),
+        channels: int = 256,
+        extra: Extra = "none",
+    ) -> None:
+        super().__init__()
+        if not strides or any(coarse <= fine or coarse % fine for fine, coarse in pairwise(strides)):
+            raise ValueError(f"strides go fine to coarse and each divides the next, got {list(strides)}")
+        alike = len({level.stride for level in levels}) == 1
+        self.neck: SimplePyramid | TopDownPyramid = (
+            SimplePyramid(levels, strides, channels) if alike else TopDownPyramid(levels, strides, channels)
+        )
+        self.extra = _extra_block(extra, channels)
+        self.channels = channels
+        self.multiple = self.neck.multiple
+        self.used = self.neck.used
+        doubled = range({"none": 0, "pool": 1, "convolutions": 2}[extra])
+        self.strides = (*self.neck.strides, *(self.neck.strides[-1] * 2.0 ** (1 + step) for step in doubled))
+
+    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Compute maps (B, channels, h, w), fine to coarse, from those of images whose sides are `size` pixels.
+
+        Raises:
+            ValueError: Height or width is not divisible by `multiple`.
+        """
+        if size[0] % self.multiple or size[1] % self.multiple:
+            raise ValueError(
+                f"this pyramid needs sides divisible by {self.multiple}, got {size[0]}x{size[1]}: pad them"
+            )
+        out: list[Tensor] = self.neck(maps, size)
+        if self.extra is not None:
+            out, _ = self.extra(out, out, [])
+        return out
+
+
+class TopDownPyramid(nn.Module):
+    """Lateral convolutions and a path from coarse to fine: torchvision's, of Lin et al., arXiv 1612.03144.
+
+    Args:
+        levels: What the backbone returns, fine to coarse.
+        strides: What comes out, fine to coarse; each divides the next.
+        channels: Depth of every map that comes out.
+
+    Attributes:
+        strides: As asked.
+        multiple: What height and width must be divisible by; then every map covers the image exactly.
+        used: Indices of the backbone's levels that are read.
+    """
+
+    def __init__(self, levels: Sequence[Level], strides: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.resample = Pyramid(levels, strides)
+        self.fpn = FeaturePyramidNetwork([level.channels for level in self.resample.levels], channels)
+        self.strides = tuple(float(stride) for stride in strides)
+        self.multiple = lcm(self.resample.multiple, strides[-1])
+        self.used = self.resample.used
+
+    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Compute maps (B, channels, h, w) of images whose height and width are `size` pixels."""
+        resampled = {str(index): x for index, x in enumerate(self.resample(maps, size))}
+        return list(self.fpn(resampled).values())
+
+
+class SimplePyramid(nn.Module):
+    """ViTDet's simple feature pyramid: every map from the last one alone. Li et al., arXiv 2203.16527, section 3.
+
+    Finer maps by transposed convolutions, coarser ones by max pooling, which rounds up where the grid is odd; then a
+    1x1 and a 3x3 convolution, each with layer normalisation over channels.
+
+    Args:
+        levels: What the backbone returns, all of one stride.
+        strides: What is asked for, fine to coarse; each divides the next.
+        channels: Depth of every map that comes out.
+
+    Attributes:
+        strides: Of what comes out: the levels' stride times the power of two that is nearest to what is asked for.
+        multiple: What height and width must be divisible by: the levels' stride.
+        used: Index of the last level.
+    """
+
+    def __init__(self, levels: Sequence[Level], strides: Sequence[int], channels: int) -> None:
+        super().__init__()
+        *_, last = levels
+        doublings = [round(log2(stride / last.stride)) for stride in strides]
+        self.strides = tuple(last.stride * 2.0**count for count in doublings)
+        self.multiple = last.stride
+        self.used = (len(levels) - 1,)
+        self.branches = nn.ModuleList(_simple_branch(last.channels, channels, count) for count in doublings)
+
+    def forward(self, maps: list[Tensor], size: tuple[int, int]) -> list[Tensor]:
+        """Compute maps (B, channels, h, w) of images of any size."""
+        return [branch(maps[self.used[0]]) for branch in self.branches]
+
+
+def _simple_branch(depth: int, channels: int, doublings: int) -> nn.Sequential:
+    """Build what makes a map of 2 ** doublings times the stride; doublings below 0 make it finer."""
+    layers: list[nn.Module] = []
+    for step in range(-doublings):
+        if step:
+            layers += [LayerNorm2d(depth, eps=1e-6), nn.GELU()]
+        finer = max(depth // 2, 8)  # layer normalisation over one channel would leave nothing
+        layers.append(nn.ConvTranspose2d(depth, finer, 2, stride=2))
+        depth = finer
+    if doublings > 0:
+        layers.append(nn.MaxPool2d(2**doublings, ceil_mode=True))
+    return nn.Sequential(
+        *layers,
+        nn.Conv2d(depth, channels, 1, bias=False),
+        LayerNorm2d(channels, eps=1e-6),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        LayerNorm2d(channels, eps=1e-6),
+    )
+
+
+def _extra_block(extra: Extra, channels: int) -> ExtraFPNBlock | None:
+    """Return torchvision's module that appends coarser maps."""
+    if extra == "pool":
+        return LastLevelMaxPool()
+    return LastLevelP6P7(channels, channels) if extra == "convolutions" else None

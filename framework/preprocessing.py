@@ -1,5 +1,7 @@
 """From stored pixels to what a network takes, and back: one set of functions for training, evaluation and predict."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,3 +46,22 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def pad_with_colour(images: Tensor, sizes: Sequence[tuple[int, int]], multiple: int, colour: Tensor) -> Tensor:
+    """Give what lies beside each image one colour, and add to the bottom and right until both sides divide.
+
+    Args:
+        images: Float (B, C, H, W).
+        sizes: Height and width of each image, in its upper left corner.
+        multiple: What both sides are made divisible by.
+        colour: Float (C, 1, 1).
+    """
+    height, width = (-(-side // multiple) * multiple for side in images.shape[-2:])
+    whole = (int(images.shape[-2]), int(images.shape[-1]))
+    if (height, width) == whole and all(tuple(size) == whole for size in sizes):
+        return images
+    canvas = colour.to(images).expand(len(images), images.shape[1], height, width).clone()
+    for image, place, size in zip(images, canvas, sizes, strict=True):
+        place[:, : size[0], : size[1]] = image[:, : size[0], : size[1]]
+    return canvas

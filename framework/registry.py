@@ -30,6 +30,7 @@ CONTRACTS = {  # the base class that makes a class in a local file a plugin, and
     "Backbone": "backbones",
     "ClassificationHead": "heads",
     "DenseHead": "heads",
+    "DetectionHead": "heads",
     "SegmentationLoss": "losses",
     "VisionData": "data",
     "Sampling": "sampling",

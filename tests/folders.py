@@ -1,10 +1,15 @@
 """Small data sets on disk for tests."""
 
+import json
 import pickle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+SPLITS = ("train", "val", "test")
+COLOURS = ((60, 60, 220), (60, 200, 60), (220, 60, 60), (220, 220, 60), (60, 220, 220), (220, 60, 220))
 
 
 def write_mask_folder(root: Path, classes=3, counts=(4, 2, 2), size=(48, 56), sizes=None, names=None) -> Path:
@@ -59,3 +64,94 @@ def write_cifar10(root: Path, per_file: int = 4) -> Path:
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
     return folder
+
+
+class BoxScene(NamedTuple):
+    """An image with the boxes (x1, y1, x2, y2) of its objects and their classes."""
+
+    name: str
+    pixels: np.ndarray
+    boxes: list[tuple[int, int, int, int]]
+    labels: list[int]
+
+
+def box_scenes(classes=3, counts=(6, 3, 3), size=(64, 80)) -> dict[str, list[BoxScene]]:
+    """Rectangles on a dark ground, whose colours give their classes away; the last image of a split has none."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    scenes = {}
+    for split, count in zip(SPLITS, counts, strict=True):
+        scenes[split] = []
+        for number in range(count):
+            pixels = rng.normal(25, 5, (*size, 3)).clip(0, 255)
+            boxes, labels = [], []
+            for corner in range(0 if count > 1 and number == count - 1 else 1 + number % 3):
+                left, top = corner % 2 * width // 2, corner // 2 * height // 2
+                x1, y1 = left + rng.integers(0, width // 8), top + rng.integers(0, height // 8)
+                x2, y2 = x1 + rng.integers(width // 5, width // 3), y1 + rng.integers(height // 5, height // 3)
+                boxes.append((int(x1), int(y1), int(x2), int(y2)))
+                labels.append((number + corner) % classes)
+                pixels[y1:y2, x1:x2] = COLOURS[labels[-1]]
+            scenes[split].append(BoxScene(f"{split}{number:03d}", pixels.astype(np.uint8), boxes, labels))
+    return scenes
+
+
+def write_coco(root: Path, classes=("blue", "green", "red"), counts=(6, 3, 3), size=(64, 80)) -> Path:
+    """COCO's layout: `annotations/instances_SPLIT2017.json` and `SPLIT2017/`; the ids of classes are 1, 3, 5, ..."""
+    (root / "annotations").mkdir(parents=True)
+    categories = [{"id": 1 + 2 * index, "name": name} for index, name in enumerate(classes)]
+    for split, scenes in box_scenes(len(classes), counts, size).items():
+        (root / f"{split}2017").mkdir()
+        images, annotations = [], []
+        for number, scene in enumerate(scenes):
+            file = {"file_name": f"{scene.name}.png", "height": size[0], "width": size[1]}
+            images.append({"id": 10 + number, **file})
+            Image.fromarray(scene.pixels).save(root / f"{split}2017/{scene.name}.png")
+            for (x1, y1, x2, y2), label in zip(scene.boxes, scene.labels, strict=True):
+                box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
+                where = {"id": len(annotations) + 1, "image_id": 10 + number, "category_id": 1 + 2 * label}
+                annotations.append({**where, **box})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"annotations/instances_{split}2017.json").write_text(json.dumps(content))
+    return root
+
+
+def write_voc(root: Path, classes=("blue", "green", "red"), counts=(6, 3, 3), size=(64, 80)) -> Path:
+    """Pascal VOC's layout: `JPEGImages/`, `Annotations/` and `ImageSets/Main/SPLIT.txt`; the first pixel is 1."""
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for split, scenes in box_scenes(len(classes), counts, size).items():
+        if scenes:
+            (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{scene.name}\n" for scene in scenes))
+        for scene in scenes:
+            Image.fromarray(scene.pixels).save(root / f"JPEGImages/{scene.name}.jpg", quality=95)
+            objects = "".join(
+                f"<object><name>{classes[label]}</name><difficult>0</difficult><bndbox><xmin>{x1 + 1}</xmin>"
+                f"<ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>\n"
+                for (x1, y1, x2, y2), label in zip(scene.boxes, scene.labels, strict=True)
+            )
+            (root / f"Annotations/{scene.name}.xml").write_text(
+                f"<annotation><filename>{scene.name}.jpg</filename>\n<size><width>{size[1]}</width>"
+                f"<height>{size[0]}</height><depth>3</depth></size>\n{objects}</annotation>\n"
+            )
+    return root
+
+
+def write_yolo(root: Path, classes=("blue", "green", "red"), counts=(6, 3, 3), size=(64, 80)) -> Path:
+    """YOLO's layout: `data.yaml`, `images/SPLIT/` and `labels/SPLIT/`; images without objects have no label file."""
+    for split, scenes in box_scenes(len(classes), counts, size).items():
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for scene in scenes:
+            Image.fromarray(scene.pixels).save(root / f"images/{split}/{scene.name}.png")
+            lines = [
+                f"{label} {(x1 + x2) / 2 / size[1]} {(y1 + y2) / 2 / size[0]} "
+                f"{(x2 - x1) / size[1]} {(y2 - y1) / size[0]}\n"
+                for (x1, y1, x2, y2), label in zip(scene.boxes, scene.labels, strict=True)
+            ]
+            if lines:
+                (root / f"labels/{split}/{scene.name}.txt").write_text("".join(lines))
+    names = "".join(f"  {index}: {name}\n" for index, name in enumerate(classes))
+    splits = "".join(f"{split}: images/{split}\n" for split, count in zip(SPLITS, counts, strict=True) if count)
+    (root / "data.yaml").write_text(f"path: .\n{splits}names:\n{names}")
+    return root

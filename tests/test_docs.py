@@ -16,7 +16,7 @@ from PIL import Image
 from framework.cli.main import COMMANDS, main
 from framework.conformance import backbones
 from framework.conformance.training import heads_by_task
-from tests.folders import write_image_folder, write_mask_folder
+from tests.folders import write_image_folder, write_mask_folder, write_voc
 
 REPOSITORY = Path(__file__).parents[1]
 GUIDE = REPOSITORY / "docs/write_a_backbone.md"
@@ -56,6 +56,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
     write_mask_folder(tmp_path / "my_masks", counts=(8, 2, 2))
     write_image_folder(tmp_path / "my_photos", counts=(16, 2, 2))
+    write_voc(tmp_path / "my_boxes")
     (tmp_path / "new_images").mkdir()
     Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / "new_images/a.png")
     for page in PAGES:

@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parser.parse_known(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a check builds the plugin again and again: never over the network
     advert = plugin_of(options.name, options.plugins)
-    checks = kit(advert.kind, options.only)
+    checks = kit(advert.kind, options.only, advert.load())
     verdicts = run_checks(maker(advert, options.arguments), checks)
     if options.json:
         found = list(verdicts)

@@ -12,10 +12,11 @@ from framework.cli.arguments import CommandParser
 from framework.errors import ConfigError
 from framework.source import SourceError, find_module
 
-GROUPS = {"backbone": "backbones", "head": "heads", "loss": "losses", "data": "data"}
+GROUPS = {"backbone": "backbones", "head": "heads", "detection_head": "heads", "loss": "losses", "data": "data"}
 USES = {  # how an experiment takes each, on top of one that runs without any download
     "backbone": "--model.backbone {name}",
     "head": "--model.head {name}",
+    "detection_head": "--model.head {name}",
     "loss": "--model.loss {name}",
     "data": "--data {name}",
 }
@@ -50,7 +51,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _say_next(install: str, check: str, name: str, kind: str, plugins: str) -> None:
     use = USES[kind].format(name=name)
-    train = f"fit --config experiments/unet_seg.yaml {use}{plugins}"
+    experiment = "fcos_cells" if kind == "detection_head" else "unet_seg"
+    train = f"fit --config experiments/{experiment}.yaml {use}{plugins}"
     print("next:\n" + "\n".join(f"  {line}" for line in (install, check, train) if line))
 
 
@@ -112,8 +114,9 @@ def _write(folder: Path, written: dict[str, str]) -> None:
 
 def _package(module: str, name: str, kind: str) -> dict[str, str]:
     """Return the files of a package by path."""
+    words = kind.replace("_", " ")
     values = {"MODULE": module, "CLASS": name, "KIND": kind, "GROUP": GROUPS[kind], "VERSION": __version__}
-    values["USE"] = USES[kind].format(name=name)
+    values |= {"WORDS": words, "USE": USES[kind].format(name=name)}
 
     def fill(text: str) -> str:
         for key, value in values.items():
@@ -125,7 +128,7 @@ def _package(module: str, name: str, kind: str) -> dict[str, str]:
         f"{module}/README.md": fill(README),
         f"{module}/.gitignore": "__pycache__/\n*.egg-info/\nbuild/\ndist/\n/runs/\n",
         f"{module}/.github/workflows/test.yml": fill(WORKFLOW),
-        f"{module}/src/{module}/__init__.py": f'"""{name}, a {kind} for the Vision Plugin Framework."""\n',
+        f"{module}/src/{module}/__init__.py": f'"""{name}, a {words} for the Vision Plugin Framework."""\n',
         f"{module}/src/{module}/py.typed": "",
         f"{module}/src/{module}/{kind}.py": _source(name, kind),
         f"{module}/tests/test_{module}.py": fill(TESTS),
@@ -140,7 +143,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "@MODULE@"
 version = "0.1.0"
-description = "@CLASS@, a @KIND@ for the Vision Plugin Framework"
+description = "@CLASS@, a @WORDS@ for the Vision Plugin Framework"
 readme = "README.md"
 requires-python = ">=3.11"
 dependencies = ["vision-plugin-framework>=@VERSION@"]
@@ -164,7 +167,7 @@ testpaths = ["tests"]
 README = """\
 # @CLASS@
 
-A @KIND@ for the Vision Plugin Framework. Say here what it is, where it comes from, and under which licence its weights
+A @WORDS@ for the Vision Plugin Framework. Say here what it is, where it comes from, and under which licence its weights
 are.
 
 ```console

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import _typehints
+from jsonargparse import Namespace, _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 
 from framework.cli.layers import Layer
@@ -54,6 +54,35 @@ def resolve_short_name(cls: Any, name: str) -> str:
 
 
 _typehints.resolve_class_path_by_name = resolve_short_name
+
+
+_discard: Any = _typehints.discard_init_args_on_class_path_change
+_hints: Any = _typehints.ActionTypeHint
+
+
+def forget_defaults(parser_or_action: Any, previous: Any, value: Any) -> None:
+    """Let another class have its own defaults: jsonargparse would hand on those of the class it takes the place of.
+
+    What was written for the other class, and differs from its default, is handed on if this one has it too.
+    """
+    if previous and previous.get("init_args") and previous["class_path"] != value["class_path"]:
+        former = _hints.get_class_parser(previous["class_path"], {"fail_untyped": False})
+        defaults = former.get_defaults()
+        given = previous["init_args"]
+        for key in list(vars(given) if isinstance(given, Namespace) else given):
+            if key in defaults and _plain(given[key]) == _plain(defaults[key]):
+                given.pop(key)
+    _discard(parser_or_action, previous, value)
+
+
+_typehints.discard_init_args_on_class_path_change = forget_defaults
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it would stand in a file."""
+    if isinstance(value, Namespace):
+        return {key: _plain(each) for key, each in vars(value).items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 class MissingError(ConfigError):

@@ -12,7 +12,8 @@ from framework.cli.group_table import Group
 from framework.data.datamodule import VisionData
 from framework.tasks.base import Task, knows_fused
 
-HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", "ap", "exact_match", "score")
+OF_BOXES = ("ap", "ap50", "ap75", "precision", "recall", "threshold")
+HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", *OF_BOXES, "exact_match", "score")
 MOST_CLASSES = 20  # more have their own figures in metrics.json alone
 PLACES = {"checkpoints": "checkpoints", "metrics": "metrics.json", "pictures": "pictures", "config": "config.yaml"}
 

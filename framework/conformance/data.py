@@ -3,6 +3,7 @@
 import pickle
 import random
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_flatten  # private, but what torch.export h
 from torchvision import tv_tensors
 
 from framework.conformance.check import Check, Maker, demand
-from framework.data.loader import Sample, SampleKey, Samples
+from framework.data.loader import PER_OBJECT, Sample, SampleKey, Samples
 
 LOOKED_AT = 3  # samples of a split
 
@@ -99,8 +100,16 @@ def samples_are_as_documented(make: Maker) -> None:
             f"sample {index} of {name} as documented in framework.data.loader.Samples",
             "; ".join(wrong)[:400],
             "return {'image': tv_tensors.Image(uint8), 'mask': tv_tensors.Mask(classes), 'id': str, "
-            "'original_size': (height, width)} from `read`",
+            "'original_size': (height, width)} from `read`"
+            if not _has_boxes(data)
+            else "return {'image': tv_tensors.Image(uint8), 'boxes': tv_tensors.BoundingBoxes(float32 (N, 4), "
+            "format='XYXY', canvas_size=original_size), 'labels': long (N,) from 0, 'ignored': bool (N,), 'area': "
+            "float32 (N,), 'id': str, 'original_size': (height, width)} from `read`",
         )
+
+
+def _has_boxes(data: Any) -> bool:
+    return "Detection" in getattr(data, "tasks", ())
 
 
 def _wrong_image(sample: Sample, channels: int) -> list[str]:
@@ -119,7 +128,9 @@ def _wrong_image(sample: Sample, channels: int) -> list[str]:
 
 
 def _wrong_targets(sample: Sample, data: Any) -> list[str]:
-    """Say what is wrong with the mask or the label of a sample."""
+    """Say what is wrong with the mask, the label or the objects of a sample."""
+    if _has_boxes(data):
+        return _wrong_objects(sample, data.num_classes)
     wrong = []
     if "mask" in sample:
         mask = sample["mask"]
@@ -134,6 +145,41 @@ def _wrong_targets(sample: Sample, data: Any) -> list[str]:
     if "mask" not in sample and "label" not in sample:
         wrong.append(f"no target among {', '.join(sample)}")
     return wrong
+
+
+def _wrong_objects(sample: Sample, num_classes: int) -> list[str]:
+    """Say what is wrong with the objects of a sample as read."""
+    boxes, size = sample.get("boxes"), sample.get("original_size")
+    if not isinstance(boxes, tv_tensors.BoundingBoxes) or boxes.format.value != "XYXY":
+        return [f"boxes is {type(boxes).__name__}, no tv_tensors.BoundingBoxes of format XYXY"]
+    wrong = [f"boxes has canvas_size {boxes.canvas_size}"] if tuple(boxes.canvas_size) != size else []
+    wrong += _wrong_boxes(boxes, boxes.canvas_size, sample.get("labels"), num_classes)
+    for name, dtype in (("ignored", torch.bool), ("area", torch.float32)):
+        values = sample.get(name)
+        if not isinstance(values, Tensor) or values.dtype != dtype or values.shape != (len(boxes),):
+            wrong.append(f"{name} is {_shown(values)}, no {dtype} ({len(boxes)},)")
+    return wrong
+
+
+def _wrong_boxes(boxes: Any, size: tuple[int, int], labels: Any, num_classes: int) -> list[str]:
+    """Say what is wrong with the boxes and labels of an image of a size."""
+    if not isinstance(boxes, Tensor) or boxes.dtype != torch.float32 or boxes.shape[1:] != (4,):
+        return [f"boxes is {_shown(boxes)}, no float32 (N, 4)"]
+    wrong = []
+    x1, y1, x2, y2 = boxes.as_subclass(Tensor).unbind(1)
+    if not ((x1 >= 0) & (y1 >= 0) & (x2 <= size[1]) & (y2 <= size[0])).all():
+        wrong.append(f"boxes reach beyond the image of {size[0]}x{size[1]}")
+    if not ((x1 < x2) & (y1 < y2)).all():
+        wrong.append("boxes are without area, or reversed")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.long or labels.shape != (len(boxes),):
+        wrong.append(f"labels is {_shown(labels)}, no torch.int64 ({len(boxes)},)")
+    elif not ((labels >= 0) & (labels < num_classes)).all():
+        wrong.append(f"labels are {labels.tolist()}, not from 0 to {num_classes - 1}")
+    return wrong
+
+
+def _shown(values: Any) -> str:
+    return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
 
 
 def _wrong_label(label: Any, data: Any) -> list[str]:
@@ -152,6 +198,35 @@ def _wrong_label(label: Any, data: Any) -> list[str]:
         if 0 <= int(label) < data.num_classes
         else [f"label is {int(label)}, and there are {data.num_classes} classes"]
     )
+
+
+def boxes_lie_where_the_network_looks(make: Maker) -> None:
+    """In training, boxes lie inside of what the image fills of its picture; evaluation leaves them as they are read."""
+    data = _build(make)
+    if not _has_boxes(data):
+        return
+    training, validation = data.train_dataloader().dataset, data.val_dataloader().dataset
+    for index, epoch in product(range(min(LOOKED_AT, len(training.samples))), range(4)):
+        sample = training[SampleKey(index, epoch)]
+        size = sample.get("size", (0, 0))
+        wrong = _wrong_boxes(sample.get("boxes"), size, sample.get("labels"), data.num_classes)
+        if any(side > whole for side, whole in zip(size, sample["image"].shape[-2:], strict=True)):
+            wrong.append(f"size is {size}, the image {tuple(sample['image'].shape[-2:])}")
+        demand(
+            not wrong,
+            f"boxes of training sample {index}, epoch {epoch}, inside of `size`, with a label each",
+            "; ".join(wrong)[:400],
+            "clip boxes after they are moved, drop what nothing is left of together with its label, and set `size`",
+        )
+    for index in range(min(LOOKED_AT, len(validation.samples))):
+        sample, stored = validation[SampleKey(index, 0)], validation.samples.read(index)
+        changed = [name for name in PER_OBJECT if not torch.equal(sample[name], stored[name].as_subclass(Tensor))]
+        demand(
+            not changed and {"size", "canvas"} <= sample.keys(),
+            f"validation sample {index} with its objects as they are read, `size` and `canvas`",
+            f"other {', '.join(changed)}" if changed else f"only {', '.join(sample)}",
+            "change the image alone in evaluation: predictions are brought to the pixels of the image as stored",
+        )
 
 
 def reading_is_pure(make: Maker) -> None:
@@ -249,6 +324,7 @@ CHECKS = (
     Check(it_has_splits),
     Check(classes_are_stated),
     Check(samples_are_as_documented, STATED),
+    Check(boxes_lie_where_the_network_looks, READ),
     Check(reading_is_pure, READ),
     Check(augmentation_is_keyed, (*READ, reading_is_pure)),
     Check(batches_fit_together, READ),

@@ -52,14 +52,14 @@ def _is_dense(head: Any) -> bool:
     return "size" in inspect.signature(head.forward).parameters
 
 
-def _size(head: Any, source: Source) -> tuple[int, int]:
+def image_size(head: Any, source: Source) -> tuple[int, int]:
     """Return a height and width, not equal, that the head and every level divide."""
     unit = lcm(getattr(head, "multiple", 1), *(level.stride for level in source.levels))
     side = unit * -(-64 // unit)
     return side, side + unit
 
 
-def _features(source: Source, size: tuple[int, int], batch: int = 2) -> Features:
+def make_features(source: Source, size: tuple[int, int], batch: int = 2) -> Features:
     """Make up features of an image of `size`."""
     generator = torch.Generator().manual_seed(0)
     maps = [
@@ -84,8 +84,8 @@ def _each(make: Maker, *sources: Source) -> Iterator[tuple[Source, Any, Features
     """Yield a head in eval mode for every source, with features and the size of their image."""
     for source in sources:
         head = _build(make, source).eval()
-        size = _size(head, source)
-        yield source, head, _features(source, size), size
+        size = image_size(head, source)
+        yield source, head, make_features(source, size), size
 
 
 # The rules.
@@ -123,9 +123,9 @@ def the_output_has_the_right_shape(make: Maker) -> None:
     for source in SOURCES:
         for outputs in (1, 7):
             head = _build(make, source, outputs).eval()
-            for size in (_size(head, source), _size(head, source)[::-1]):
+            for size in (image_size(head, source), image_size(head, source)[::-1]):
                 want = (2, outputs, *size) if _is_dense(head) else (2, outputs)
-                got = _run(head, _features(source, size), size)
+                got = _run(head, make_features(source, size), size)
                 demand(
                     isinstance(got, Tensor) and tuple(got.shape) == want,
                     f"{want} for {source.name} and an image of {size[0]}x{size[1]}",

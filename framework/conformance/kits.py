@@ -1,11 +1,13 @@
 """Which checks a plugin of a kind has to pass, and how they are run from a notebook, a test or the command line."""
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
-from framework.conformance import backbones, data, heads, losses
+from framework.conformance import backbones, data, detection_heads, heads, losses
 from framework.conformance.check import Check, Make, Verdict, run_checks
 from framework.errors import ConfigError, suggest
+from framework.heads.detection import DetectionHead
 
 KITS: dict[str, tuple[Check, ...]] = {
     "backbones": backbones.CHECKS,
@@ -15,23 +17,37 @@ KITS: dict[str, tuple[Check, ...]] = {
 }
 
 
-def kit(kind: str, only: Collection[str] = ()) -> tuple[Check, ...]:
+def kit(kind: str, only: Collection[str] = (), make: Make | None = None) -> tuple[Check, ...]:
     """Return the checks of a kind.
 
     Args:
         kind: `backbones`, `heads`, `losses` or `data`.
         only: Names of the checks that are wanted; none: all.
+        make: Builds the plugin: heads that find objects have other rules than those that fill images.
 
     Raises:
         ConfigError: There is no kit for it, or no check of that name in it.
     """
     if kind not in KITS:
         raise ConfigError(f"there is no conformance kit for {kind}; {suggest(kind, KITS)}".rstrip("; "))
-    names = [check.name for check in KITS[kind]]
+    checks = detection_heads.CHECKS if kind == "heads" and make and _finds_objects(make) else KITS[kind]
+    names = [check.name for check in checks]
     for name in only:
         if name not in names:
             raise ConfigError(f"there is no check {name} of {kind}; {suggest(name, names)}".rstrip("; "))
-    return tuple(check for check in KITS[kind] if not only or check.name in only)
+    return tuple(check for check in checks if not only or check.name in only)
+
+
+def _finds_objects(make: Make) -> bool:
+    """Tell a detection head: by its class, or, where a function builds it, by building one."""
+    while isinstance(make, partial):
+        make = make.func
+    if not isinstance(make, type):
+        try:
+            make = type(make(heads.CNN.levels, heads.CNN.prefix_tokens, 3))
+        except Exception:  # a check says so
+            return False
+    return issubclass(make, DetectionHead) or (hasattr(make, "losses") and hasattr(make, "detect"))
 
 
 def check_plugin(make: Make, kind: str = "backbones") -> list[Verdict]:
@@ -44,7 +60,7 @@ def check_plugin(make: Make, kind: str = "backbones") -> list[Verdict]:
     Raises:
         ConfigError: There is no kit for that kind.
     """
-    return list(run_checks(make, kit(kind)))
+    return list(run_checks(make, kit(kind, make=make)))
 
 
 def parametrize_with_checks(
@@ -62,7 +78,7 @@ def parametrize_with_checks(
     known = dict(expected_failures or {})
     cases = []
     for name, make in makes.items():
-        for check in kit(kind):
+        for check in kit(kind, make=make):
             identity = f"{name}-{check.name}"
             marks = [pytest.mark.xfail(reason=known.pop(identity), strict=True)] if identity in known else []
             cases.append(pytest.param(make, check, id=identity, marks=marks))

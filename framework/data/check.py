@@ -36,8 +36,9 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
         return remembered
     found = [(name, problem) for name, samples in splits.items() for problem in _problems(samples)]
     remarks = {name: samples.remarks() for name, samples in splits.items()}
-    if not found and "train" in remarks:
-        found = [("train", problem) for problem in remarks["train"][0]]
+    if not found:
+        stops = [name for name in splits if name == "train" or _wrong_in_every_split(splits[name])]
+        found = [(name, problem) for name in stops for problem in remarks[name][0]]
     if found:
         raise DataError(report([f"{name}: {problem}" for name, problem in found], "bad sample"))
     warnings = [f"{name}: {remark}" for name, (wrong, odd) in remarks.items() for remark in [*wrong, *odd]]
@@ -63,6 +64,11 @@ def _remember(verdict: Path | None, warnings: list[str]) -> None:
         partial = verdict.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(warnings))
         partial.replace(verdict)
+
+
+def _wrong_in_every_split(samples: Samples) -> bool:
+    """Return whether what is wrong with these samples as a whole is so outside training too, as they say."""
+    return bool(getattr(samples, "wrong_in_every_split", False))
 
 
 def _problems(samples: Samples) -> Iterable[str]:

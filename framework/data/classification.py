@@ -2,8 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -20,7 +19,7 @@ from framework.data.datamodule import ImageFiles, SplitName, VisionData
 from framework.data.images import list_images
 from framework.data.loader import KeyedLoader, KeyedSamples, Sample, Samples, Transform
 from framework.data.progressive import Progressive, Stage
-from framework.data.sampling import Labels, Sampling
+from framework.data.sampling import Sampling
 from framework.data.transforms import Photometric, TrainTransform
 from framework.errors import ConfigError, DataError
 from framework.preprocessing import fit_shorter_side, resize_image
@@ -165,6 +164,7 @@ class ClassificationData(VisionData):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("Classification",)
+    class_key = "labels"
 
     def __init__(
         self,
@@ -207,30 +207,6 @@ class ClassificationData(VisionData):
     @abstractmethod
     def split(self, name: SplitName) -> LabelledSamples | None:
         """Return a split, or None if the data set lacks it."""
-
-    @cached_property
-    def train_labels(self) -> Labels:
-        """The classes of every training image.
-
-        Raises:
-            ConfigError: The data set does not say them without reading every image.
-        """
-        labels = getattr(self.splits()["train"], "labels", None)
-        if labels is None:
-            raise ConfigError(f"data.sampling: the samples of {type(self).__name__} have no `labels` to go by")
-        return Labels.of(labels, self.num_classes)
-
-    def epoch_length(self) -> int:
-        """Return how many training samples an epoch visits, over all processes."""
-        if self.sampling is None:
-            return super().epoch_length()
-        return self.sampling.epoch_length(self.train_labels, self.repeats)
-
-    def epoch_order(self) -> Callable[[int], list[int]] | None:
-        """Return what gives an epoch's training samples in order; None: a random permutation of all of them."""
-        if self.sampling is None:
-            return None
-        return partial(self.sampling.order, self.train_labels, self.epoch_length(), self.seed)
 
     def default_transforms(self, size: tuple[int, int] | None = None) -> list[v2.Transform]:
         """Return a random crop and flips.

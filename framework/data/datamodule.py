@@ -7,10 +7,15 @@ A batch is a dict. Every task's has
 - `is_pad`: bool (B,), a sample that only evens out the processes; metrics leave it out.
 
 Evaluation batches have `size` and `original_size`, lists of (height, width): of each image as the network sees it, and
-as stored. Smaller images of a batch are padded at the bottom and right. Targets: `mask` long (B, H, W),
-`boxes` float xyxy in pixels and `labels` long (lists, one per image), `depth` float (B, H, W) in metres with 0 unknown,
-`label` long (B,), or, where images may have any number of classes, float (B, C), 1 for those that an image has; in
-training batches of mixed images, shares of the classes, float (B, C).
+as stored. Smaller images of a batch are padded at the bottom and right. Targets: `mask` long (B, H, W), `depth` float
+(B, H, W) in metres with 0 unknown, `label` long (B,), or, where images may have any number of classes, float (B, C),
+1 for those that an image has; in training batches of mixed images, shares of the classes, float (B, C).
+
+Detection has `size` in training too, and in evaluation `canvas`, a list of (height, width): of the tensor in which each
+image lies at the upper left before images are padded to one another. Its targets are lists of one tensor per image:
+`boxes` float (N, 4), x1, y1, x2, y2, in training in pixels of `image`, in evaluation of the image as stored; `labels`
+long (N,), from 0, without a background; in evaluation also `ignored` bool (N,), objects that do not count, and `area`
+float (N,), square pixels of the image as stored, which decide whether an object is small.
 """
 
 import os
@@ -41,6 +46,7 @@ from framework.data.loader import (
     reading_problem,
 )
 from framework.data.progressive import Progressive, Stage, recount_batches
+from framework.data.sampling import Labels, Sampling
 from framework.data.transforms import EvalTransform, Photometric, TrainTransform
 from framework.errors import ConfigError, DataError
 
@@ -68,6 +74,8 @@ class VisionData(LightningDataModule, ABC):
     ignore_index: int | None = None
     multi_label: bool = False  # whether images have any number of classes
     progressive: Progressive | None = None  # the stages of training, if it goes by stages
+    sampling: Sampling | None = None  # how often an epoch visits the images of each class; None: all equally often
+    class_key: str = "class_indices"  # the attribute of a split's samples that says which image has which classes
 
     def __init__(
         self,
@@ -163,13 +171,31 @@ class VisionData(LightningDataModule, ABC):
 
     # Loaders.
 
+    @cached_property
+    def train_labels(self) -> Labels:
+        """The classes of every training image.
+
+        Raises:
+            ConfigError: The data set does not say them without reading every image.
+        """
+        labels = getattr(self.splits()["train"], self.class_key, None)
+        if labels is None:
+            raise ConfigError(
+                f"data.sampling: the samples of {type(self).__name__} have no `{self.class_key}` to go by"
+            )
+        return Labels.of(labels, self.num_classes)
+
     def epoch_length(self) -> int:
         """Return how many training samples an epoch visits, over all processes."""
-        return len(self.splits()["train"]) * self.repeats
+        if self.sampling is None:
+            return len(self.splits()["train"]) * self.repeats
+        return self.sampling.epoch_length(self.train_labels, self.repeats)
 
     def epoch_order(self) -> Callable[[int], list[int]] | None:
         """Return what gives an epoch's training samples in order; None: a random permutation of all of them."""
-        return None
+        if self.sampling is None:
+            return None
+        return partial(self.sampling.order, self.train_labels, self.epoch_length(), self.seed)
 
     def train_batches(
         self, world_size: int = 1, epoch: int = 0, epochs: int | None = None, limit: int | float = 1.0

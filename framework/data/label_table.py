@@ -78,7 +78,7 @@ class LabelColumns:
         for row in table.rows([name for _, name in columns]):
             stated = row.cells[split_column] if split_column else split
             try:
-                entries.append(Entry(root / self._file(row), self._labels(row), _split_name(stated), row.place))
+                entries.append(Entry(root / self._file(row), self._labels(row), split_name(stated), row.place))
             except RowError as error:
                 problems.append(f"{row.place}: {error}")
         return entries, problems
@@ -105,7 +105,12 @@ class LabelColumns:
         return (cell,)
 
 
-def _split_name(stated: Cell | None) -> SplitName | None:
+def split_name(stated: Cell | None) -> SplitName | None:
+    """Return the split that a cell states; None if there is no such cell.
+
+    Raises:
+        RowError: It is none.
+    """
     if stated is not None and stated not in SPLITS:
         raise RowError(f"split '{stated}' is none of {', '.join(SPLITS)}")
     return stated

@@ -18,6 +18,8 @@ from framework.errors import DataError
 Sample = dict[str, Any]
 Transform = Callable[[Sample], Sample]
 
+PER_OBJECT = ("boxes", "labels", "ignored", "area")  # keys of a sample with an entry for each of its objects
+
 
 class Samples(Protocol):
     """One split: samples by index, without any randomness."""
@@ -263,6 +265,8 @@ def _end_with(parent: int) -> None:
 def collate(samples: list[Sample], fills: dict[str, int]) -> Sample:
     """Batch samples: tensors are stacked, smaller ones padded at the bottom and right; the rest becomes lists.
 
+    What there is per object, of which an image has any number, becomes lists of tensors.
+
     Args:
         samples: Samples with the same keys.
         fills: Padding value by key; 0 where none is given.
@@ -270,7 +274,9 @@ def collate(samples: list[Sample], fills: dict[str, int]) -> Sample:
     batch: Sample = {}
     for name, first in samples[0].items():
         values = [sample[name] for sample in samples]
-        if isinstance(first, Tensor) and name not in ("boxes", "labels"):
+        if isinstance(first, Tensor) and name in PER_OBJECT:
+            batch[name] = [value.as_subclass(Tensor) for value in values]
+        elif isinstance(first, Tensor):
             batch[name] = _stack([value.as_subclass(Tensor) for value in values], fills.get(name, 0))
         elif isinstance(first, bool):
             batch[name] = torch.tensor(values)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from framework.errors import ConfigError
-from framework.inference import DenseInference
+from framework.inference import DenseInference, window_starts
 
 
 def pointwise(images):
@@ -24,8 +24,7 @@ def test_windows_of_a_pointwise_network_leave_no_seam(size, window):
 
 
 def test_windows_overlap_by_at_least_what_was_asked():
-    inference = DenseInference(window=20, overlap=0.5)
-    offsets = inference._offsets(93, 20)
+    offsets = window_starts(93, 20, 0.5)
     assert offsets[0] == 0
     assert offsets[-1] == 93 - 20
     assert max(b - a for a, b in pairwise(offsets)) <= 10

@@ -60,6 +60,15 @@ def resolved(capsys, *options):
     return yaml.safe_load(printed.out)
 
 
+def test_a_class_has_its_own_defaults_and_what_was_written_for_the_one_before_it(capsys):
+    Path("x.yaml").write_text(EXPERIMENT)
+    options = ["--model.head", "UNet", "--model.optimizer.lr", "0.5", "--model.optimizer.eps", "1e-6"]
+    model = resolved(capsys, *options, "--model.head", "FPN", "--model.optimizer", "Adam")["model"]["init_args"]
+    assert model["head"]["init_args"]["dropout"] == 0.2  # FPN's; U-Net's is 0
+    adam = model["optimizer"]["init_args"]
+    assert (adam["weight_decay"], adam["lr"], adam["eps"]) == (0, 0.5, 1e-6)  # AdamW's decay is 0.01
+
+
 def test_order_and_dashes_make_no_difference_to_an_experiment(capsys):
     whole = "$schema: ../schema.json\n" + EXPERIMENT
     Path("x.yaml").write_text(whole.partition("data:")[0])

@@ -8,15 +8,22 @@ import torch
 from torchvision import tv_tensors
 
 from framework.conformance import check_plugin
-from framework.data.datamodule import SplitName
-from framework.data.loader import Sample
+from framework.data.box_transforms import BoxEvalTransform
+from framework.data.datamodule import SplitName, VisionData
+from framework.data.detection import DetectionData
+from framework.data.fit import Fit
+from framework.data.loader import KeyedSamples, Sample
 from framework.data.masks import SegmentationData
-from framework.data.sample_cells import SampleCells
-from framework.data.synthetic import SyntheticScenes
+from framework.data.sample_cells import SampleCells, SampleCellsDetection
+from framework.data.synthetic import SyntheticScenes, SyntheticScenesDetection
 
 OURS = {
     "SampleCells": SampleCells,
     "SyntheticScenes": partial(SyntheticScenes, train=4, val=2, test=0, size=(48, 64), crop_size=32),
+    "SampleCellsDetection": SampleCellsDetection,
+    "mosaics of SampleCellsDetection": partial(SampleCellsDetection, mosaic=0.7, mixup=0.5, scale=(0.4, 3.0)),
+    "whole SampleCellsDetection": partial(SampleCellsDetection, crop_size=None, resize=100, longest=200),
+    "SyntheticScenesDetection": partial(SyntheticScenesDetection, train=4, val=2, test=0, size=(48, 64), letterbox=80),
 }
 
 
@@ -137,7 +144,146 @@ class NamesNoFile(Right):
     samples = NowhereToBeFound
 
 
-MISTAKES: dict[type[SegmentationData], str] = {
+class Squares:
+    """Two bright squares on black; the second is a crowd."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def read(self, index: int) -> Sample:
+        image = torch.zeros(1, 20, 24, dtype=torch.uint8)
+        image[:, 2:8, 3 + index : 9 + index] = image[:, 10:18, 10:20] = 200
+        boxes = torch.tensor([[3.0 + index, 2, 9 + index, 8], [10, 10, 20, 18]])
+        return {
+            "image": tv_tensors.Image(image),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(20, 24)),
+            "labels": torch.tensor([0, 1]),
+            "ignored": torch.tensor([False, True]),
+            "area": torch.tensor([36.0, 80.0]),
+            "id": str(index),
+            "original_size": (20, 24),
+        }
+
+    problem, remarks, sources = Noise.problem, Noise.remarks, Noise.sources
+
+
+class RightBoxes(DetectionData):
+    channels = 1
+    samples: Callable[[], Any] = Squares
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(crop_size=16, min_visibility=0.0, **options)
+        self.state_classes(["small", "large"])
+
+    def split(self, name: SplitName) -> Any:
+        return type(self).samples()
+
+
+class Changed(Squares):
+    """The mistake: a key of the sample is something else."""
+
+    key, change = "", staticmethod(torch.clone)
+
+    def read(self, index: int) -> Sample:
+        sample = super().read(index)
+        return {**sample, self.key: self.change(sample[self.key])}
+
+
+def from_one(labels: Any) -> Any:
+    return labels + 1
+
+
+def shifted(boxes: Any) -> Any:
+    return tv_tensors.wrap(boxes + 5, like=boxes)
+
+
+def reversed_boxes(boxes: Any) -> Any:
+    return tv_tensors.wrap(boxes[:, [2, 1, 0, 3]], like=boxes)
+
+
+def as_centres(boxes: Any) -> Any:
+    return tv_tensors.BoundingBoxes(boxes, format="CXCYWH", canvas_size=(20, 24))
+
+
+def of_another_canvas(boxes: Any) -> Any:
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(40, 48))
+
+
+def first_alone(values: Any) -> Any:
+    return values[:1]
+
+
+def with_wrong(key: str, change: Callable[[Any], Any]) -> type[DetectionData]:
+    samples = type("Samples", (Changed,), {"key": key, "change": staticmethod(change)})
+    return type(f"{key}_{change.__name__}", (RightBoxes,), {"samples": samples})
+
+
+class Unclipped(torch.nn.Module):
+    def forward(self, sample: Sample) -> Sample:
+        return {**sample, "boxes": sample["boxes"] + 15}
+
+
+class BoxesBesideThePicture(RightBoxes):
+    def train_transform(self) -> Any:
+        return Chain([super().train_transform(), Unclipped()])
+
+
+class TooLarge(torch.nn.Module):
+    def forward(self, sample: Sample) -> Sample:
+        return {**sample, "size": (99, 99)}
+
+
+class SizeBeyondTheImage(RightBoxes):
+    def train_transform(self) -> Any:
+        return Chain([super().train_transform(), TooLarge()])
+
+
+class Chain:
+    """One after the other."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __call__(self, sample: Sample) -> Sample:
+        for part in self.parts:
+            sample = part(sample)
+        return sample
+
+
+class Doubled:
+    """The mistake: boxes are brought to the size of what the network sees."""
+
+    def __call__(self, sample: Sample) -> Sample:
+        sample = BoxEvalTransform(Fit(resize=40))(sample)
+        return {**sample, "boxes": sample["boxes"] * 2}
+
+
+class EvaluatesInAnotherFrame(RightBoxes):
+    def _eval_loader(self, samples: Any) -> Any:
+        return self._loader(KeyedSamples(samples, Doubled(), self.seed), shuffle=False)
+
+
+WRONG_OBJECTS = [
+    with_wrong("boxes", torch.Tensor.double),
+    with_wrong("boxes", torch.Tensor.contiguous),
+    with_wrong("boxes", shifted),
+    with_wrong("boxes", reversed_boxes),
+    with_wrong("boxes", as_centres),
+    with_wrong("boxes", of_another_canvas),
+    with_wrong("labels", from_one),
+    with_wrong("labels", torch.Tensor.float),
+    with_wrong("labels", first_alone),
+    with_wrong("ignored", torch.Tensor.float),
+    with_wrong("ignored", first_alone),
+    with_wrong("area", torch.Tensor.long),
+    with_wrong("area", first_alone),
+]
+
+MISTAKES: dict[type[VisionData], str] = {
+    BoxesBesideThePicture: "boxes_lie_where_the_network_looks",
+    SizeBeyondTheImage: "boxes_lie_where_the_network_looks",
+    EvaluatesInAnotherFrame: "boxes_lie_where_the_network_looks",
+    **dict.fromkeys(WRONG_OBJECTS, "samples_are_as_documented"),
     NoValidation: "it_has_splits",
     ClassesNamedTwice: "classes_are_stated",
     Masks255: "samples_are_as_documented",
@@ -151,7 +297,7 @@ MISTAKES: dict[type[SegmentationData], str] = {
 
 
 @pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
-def test_each_mistake_is_caught_by_the_check_that_names_it_and_no_other(kind: type[SegmentationData]):
+def test_each_mistake_is_caught_by_the_check_that_names_it_and_no_other(kind: type[VisionData]):
     verdicts = check_plugin(kind, "data")
     assert {v.name: v.found for v in verdicts if v.outcome == "failed"}.keys() == {MISTAKES[kind]}
 
@@ -160,6 +306,6 @@ def test_there_is_a_mistake_for_every_check():
     assert set(MISTAKES.values()) == {verdict.name for verdict in check_plugin(Right, "data")}
 
 
-@pytest.mark.parametrize("make", [Right, *OURS.values()], ids=["Right", *OURS])
+@pytest.mark.parametrize("make", [Right, RightBoxes, *OURS.values()], ids=["Right", "RightBoxes", *OURS])
 def test_right_ones_pass_every_check(make: Any):
     assert {v.name: v.found for v in check_plugin(make, "data") if v.outcome != "passed"} == {}

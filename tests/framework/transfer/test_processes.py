@@ -52,6 +52,24 @@ trainer:
     - {{class_path: EMA, init_args: {{decay: 0.8}}}}
     - {{class_path: ProgressiveUnfreezing, init_args: {{schedule: {{0: head, 0.2: 1, 0.65: all}}}}}}
 """
+DETECTION = f"""
+model:
+  class_path: Detection
+  init_args:
+    backbone: {{class_path: {HERE}.Three}}
+    head: {{class_path: FCOS, init_args: {{channels: 64, convolutions: 1}}}}
+    optimizer: {{class_path: AdamW, init_args: {{lr: 0.005}}}}
+data:
+  class_path: SyntheticScenesDetection
+  init_args: {{train: 12, val: 5, test: 3, size: [48, 64], batch_size: 2, num_workers: 0, scale: [1.0, 1.0]}}
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+  callbacks:
+    - {{class_path: EMA, init_args: {{decay: 0.8}}}}
+    - {{class_path: ProgressiveUnfreezing, init_args: {{schedule: {{0: head, 0.5: all}}}}}}
+"""
 STEPS, UNFREEZES = 9, (2, 6)  # three steps an epoch: the first boundary lies inside an epoch
 WITNESS = f"--trainer.callbacks+={HERE}.Witness --trainer.callbacks.name=NAME"
 SAVE = "--trainer.callbacks.save_at"
@@ -66,6 +84,10 @@ RUNS = {
     "ddp_to_fsdp2": f"{FSDP2} --ckpt_path ddp_7.ckpt",
     "normed": f"{FSDP2} {NORMED} {SAVE}=[4]",
     "normed_resumed": f"{FSDP2} {NORMED} --ckpt_path normed_4.ckpt",
+}
+DETECTION_RUNS = {
+    "detection": f"--config d.yaml {DDP} {SAVE}=[2]",
+    "detection_resumed": f"--config d.yaml {DDP} --ckpt_path detection_2.ckpt",
 }
 RESUMED = [name for name in RUNS if name.endswith("_resumed")]
 
@@ -89,9 +111,11 @@ def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     write_image_folder(folder / "set", counts=(8, VALIDATED // 3, 2))
     (folder / "x.yaml").write_text(EXPERIMENT)
+    (folder / "d.yaml").write_text(DETECTION)
     with chdir(folder):
         options = ["--trust", "tests", "--run.id", "one", "--data.batch_size", "4"]
         assert main(["fit", "--config", "x.yaml", *options]) == 0
+        assert main(["fit", "--config", "d.yaml", *options]) == 0
     return folder
 
 
@@ -99,7 +123,8 @@ def experiment(tmp_path_factory):
 def launched(experiment):
     """The folder, after two processes have done all runs."""
     driver = REPOSITORY / "tests/framework/transfer/two_processes.py"
-    process = start([str(driver), "x.yaml", *(part for run in RUNS.items() for part in run)], experiment)
+    runs = {**RUNS, **DETECTION_RUNS}
+    process = start([str(driver), "x.yaml", *(part for run in runs.items() for part in run)], experiment)
     try:
         said, _ = process.communicate(timeout=240)
     finally:
@@ -115,12 +140,16 @@ def facts(folder, name):
 
 
 def last(folder, name):
-    return torch.load(folder / f"runs/x/{name}/checkpoints/last.ckpt", weights_only=True)
+    return torch.load(run(folder, name) / "checkpoints/last.ckpt", weights_only=True)
+
+
+def run(folder, name):
+    return folder / "runs" / ("d" if "detection" in name else "x") / name.removeprefix("detection_of_")
 
 
 def metrics(folder, name):
-    with (folder / f"runs/x/{name}/metrics.csv").open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    with (run(folder, name) / "metrics.csv").open() as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def assert_same_run(folder, name, reference):
@@ -166,6 +195,23 @@ def test_a_resumed_run_ends_with_the_same_bits(launched, name):
     assert_close(
         [two[key] for key in ("state_dict", "ema")], [one[key] for key in ("state_dict", "ema")], rtol=0, atol=0
     )
+
+
+def test_two_processes_detect_as_one_does_with_twice_the_batch(launched):
+    first, second = facts(launched, "detection")
+    assert first["steps"] == second["steps"]
+    trained = {int(step): count for step, (count, _) in first["steps"].items()}
+    assert trained[3] < trained[4]
+    one, two = (metrics(launched, name) for name in ("detection_of_one", "detection"))
+    assert [row["val/ap50"] for row in two] == pytest.approx([row["val/ap50"] for row in one], abs=1e-3)
+    assert_close(last(launched, "detection")["ema"], last(launched, "detection_of_one")["ema"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_detector_ends_with_the_same_bits(launched):
+    one, two = last(launched, "detection"), last(launched, "detection_resumed")
+    assert metrics(launched, "detection") == metrics(launched, "detection_resumed")
+    keys = ("state_dict", "ema", "score_threshold")
+    assert_close([two[key] for key in keys], [one[key] for key in keys], rtol=0, atol=0)
 
 
 def test_one_strategy_goes_on_where_another_was(launched):

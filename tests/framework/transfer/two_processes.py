@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from framework.backbone import Backbone, Features, Level
 from framework.cli.main import main
+from framework.tasks.classification import Classification
 
 
 class Three(Backbone):
@@ -92,8 +93,9 @@ class Witness(Callback):
             trainer.save_checkpoint(f"{self.name}_validating.ckpt")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write down how many images were counted."""
-        self.counted.append(int(module.val_metrics.confusion.compute().sum()))  # summed up over processes before
+        """Write down how many images were counted; of detection, the figures tell."""
+        if isinstance(module, Classification):
+            self.counted.append(int(module.val_metrics.confusion.compute().sum()))  # summed up over processes before
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Write everything down."""
@@ -114,7 +116,8 @@ if __name__ == "__main__":
         for told in ("FRAMEWORK_RUN_ID", "FRAMEWORK_GOES_ON_FROM") if number else ():
             os.environ.pop(told, None)  # by the first process, when it started the second, about the first run
         given = [word.replace("NAME", name) for word in options.split()]
-        code = main(["fit", "--config", experiment, "--trust", "tests", "--run.id", name, *given])
+        config = [] if "--config" in given else ["--config", experiment]
+        code = main(["fit", *config, "--trust", "tests", "--run.id", name, *given])
         print(f"{name} ended with {code}", flush=True)
         if code:
             sys.exit(code)

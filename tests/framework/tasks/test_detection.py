@@ -1,0 +1,181 @@
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from framework.boxes import Detections
+from framework.cli.main import main
+from framework.data.synthetic import SyntheticScenesDetection
+from framework.errors import ConfigError
+from framework.heads.detection import DetectionHead
+from framework.heads.fcos import FCOS
+from framework.tasks.detection import Detection
+from tests.framework.tasks.test_segmentation import trainer
+from tests.tiny import Tiny
+
+SMALL = partial(FCOS, channels=64, convolutions=1)
+
+
+class Corner(DetectionHead):
+    """Finds a box in the upper left quarter of every image, whatever is shown, and one of low score in the canvas."""
+
+    multiple, used, loss_names = 16, (0,), ("nothing",)
+
+    def __init__(self, levels, prefix_tokens, num_classes):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def losses(self, features, frame, objects):
+        return {"nothing": self.weight * 0}
+
+    def detect(self, features, frame):
+        found = []
+        for height, width in frame.sizes:
+            boxes = torch.tensor([[0.0, 0.0, width / 2, height / 2], [0.0, 0.0, width, height]])
+            found.append(Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([1, 0])))
+        return found
+
+
+def task(**options):
+    return Detection(Tiny(), **{"num_classes": 3, "head": SMALL, **options})
+
+
+def scenes(**options):
+    given = {"train": 4, "val": 3, "test": 2, "size": (48, 64), "batch_size": 2, "num_workers": 0, **options}
+    return SyntheticScenesDetection(**given)
+
+
+@pytest.mark.parametrize("fit", [{}, {"resize": 32}, {"letterbox": (40, 96)}, {"resize": 96, "longest": 100}])
+def test_boxes_come_back_in_the_pixels_of_the_stored_image(fit):
+    data = scenes(size=(45, 67), **fit)
+    model = task(head=Corner).eval()
+    batch = next(iter(data.val_dataloader()))
+    for found in model.find(batch):
+        torch.testing.assert_close(found.boxes, torch.tensor([[0, 0, 33.5, 22.5], [0, 0, 67, 45]]))
+
+
+def test_what_lies_beside_an_image_is_the_mean_colour_to_the_network():
+    model = task().eval()
+    seen = []
+    model.backbone.fine.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    model.show(torch.randint(0, 256, (2, 3, 30, 40), dtype=torch.uint8), [(30, 40), (20, 33)])
+    (images,) = seen
+    assert images.shape[-2:] == (32, 64)  # what the pyramid of the head divides
+    assert images[1, :, :20, :33].abs().min() > 0
+    images[0, :, :30, :40], images[1, :, :20, :33] = 0, 0
+    assert images.abs().max() < 1e-6
+
+
+def test_an_image_is_found_the_same_whatever_its_batch_mates_are():
+    model = task().eval()
+    one, two = (torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((40, 56), (64, 33)))
+    together = torch.zeros(2, 3, 64, 56, dtype=torch.uint8)
+    together[0, :, :40], together[1, :, :, :33] = one, two
+    sizes = [(40, 56), (64, 33)]
+    with torch.no_grad():
+        both = model.find({"image": together, "size": sizes, "canvas": sizes, "original_size": sizes})
+        for found, image, size in zip(both, (one, two), sizes, strict=True):
+            torch.testing.assert_close(found, model(image[None])[0])
+            assert len(found.boxes)
+            assert (found.boxes <= torch.tensor([size[1], size[0]] * 2)).all()
+
+
+def test_a_step_counts_every_object_and_takes_images_without_any():
+    model = task()
+    batch = model.example_batch(3, 48, 64)
+    loss = model.training_step(batch, 0)
+    batch["boxes"], batch["labels"] = [torch.zeros(0, 4)] * 3, [torch.zeros(0, dtype=torch.long)] * 3
+    nothing = model.training_step(batch, 0)
+    assert 0 < float(nothing.detach()) < float(loss.detach())
+    nothing.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_threshold_of_the_best_f1_is_chosen_kept_and_used(tmp_path):
+    data, model = scenes(), task(head=Corner)
+    found = model.find
+    model.find = lambda batch: [  # all that there is, beside what is not there
+        Detections(
+            torch.cat([boxes, one.boxes]), torch.cat([boxes.new_full((len(boxes),), 0.95), one.scores]), torch.cat(both)
+        )
+        for one, boxes, both in zip(
+            found(batch), batch["boxes"], zip(batch["labels"], [torch.tensor([1, 0])] * 2, strict=False), strict=True
+        )
+    ]
+    assert model.score_threshold == 0.5
+    trainer(tmp_path).validate(model, data, verbose=False)
+    chosen = model.score_threshold
+    assert 0.9 < chosen <= 0.95
+    checkpoint = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    other, given = task(head=Corner), task(head=Corner, score_threshold=0.3)
+    for one in (other, given):
+        one.on_load_checkpoint(checkpoint)
+    assert (other.score_threshold, given.score_threshold) == (chosen, 0.3)
+    batch = next(iter(data.val_dataloader()))
+    assert [len(found.boxes) for found in given.predict_step(batch, 0)] == [1, 1]  # the one of 0.9, not that of 0.2
+    trainer(tmp_path).validate(given, data, verbose=False)
+    assert given.score_threshold == 0.3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"score_threshold": 1.5}, r"model.score_threshold must be in \(0, 1\), got 1.5"),
+        ({"class_names": ["a", "b"]}, "2 names for 3 classes"),
+        ({"head": partial(SMALL, class_weights=[1.0, 2.0])}, "2 weights for 3 classes"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        task(**options)
+
+
+EXPERIMENT = """
+model:
+  class_path: Detection
+  init_args:
+    backbone: {class_path: Timm, init_args: {name: test_resnet}}
+    head: {class_path: FCOS, init_args: {channels: 64, convolutions: 1}}
+    optimizer: {class_path: AdamW, init_args: {lr: 0.01}}
+data:
+  class_path: SyntheticScenesDetection
+  init_args: {train: 8, val: 3, test: 2, size: [48, 64], batch_size: 2, num_workers: 0}
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  enable_progress_bar: false
+"""
+
+
+def test_a_run_leaves_figures_and_pictures_and_predicts_from_its_checkpoint(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(EXPERIMENT)
+    assert main(["fit", "--config", "x.yaml", "--run.id", "one"]) == 0
+    run = Path("runs/x/one")
+    figures = json.loads((run / "metrics.json").read_text())
+    assert {"val/ap", "val/ap50", "val/threshold", "test/ar100", "test/ap/cone"} <= figures.keys()
+    assert figures["test/threshold"] == figures["val/threshold"]
+    pictures = {path.name for path in (run / "pictures").iterdir()}
+    assert {"val_best.png", "test_best.png", "test_best_confusion.png", "test_best_precision_recall.png"} <= pictures
+    with (run / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert {"train/loss", "train/classification", "train/box", "train/centerness"} <= set(columns)
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, size in (("wide", (90, 40)), ("high", (33, 70))):
+        Image.effect_noise(size, 80).convert("RGB").save(folder / f"{name}.png")
+    options = ["--data.predict_dir", str(folder), "--run.id", "two", "--model.score_threshold", "0.051"]
+    assert main(["predict", "--ckpt_path", str(run / "checkpoints/best.ckpt"), *options]) == 0
+    written = {path.name for path in Path("runs/x/two/predictions").iterdir()}
+    assert written == {"wide.jpg", "high.jpg", "predictions.csv"}
+    with Path("runs/x/two/predictions/predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        width, height = {"wide": (90, 40), "high": (33, 70)}[row["id"]]
+        assert 0 <= float(row["x1"]) <= float(row["x2"]) <= width
+        assert 0 <= float(row["y1"]) <= float(row["y2"]) <= height
