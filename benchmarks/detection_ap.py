@@ -36,6 +36,8 @@ from framework.data.loader import Samples
 from framework.preprocessing import to_unit
 from framework.tasks.detection import Detection
 
+PROPOSALS = (500, 300)  # as in the experiment
+
 
 class Maps(nn.Module):
     """What torchvision's detectors call a backbone: the backbone and pyramid of a task, for normalised images."""
@@ -69,6 +71,8 @@ def torchvision_twin(task: Detection, shorter: int, longer: int) -> FasterRCNN:
         image_std=task.backbone.std.flatten().tolist(),
         size_divisible=task.multiple,
         rpn_anchor_generator=AnchorGenerator(SIZES, RATIOS),
+        rpn_pre_nms_top_n_test=PROPOSALS[0],
+        rpn_post_nms_top_n_test=PROPOSALS[1],
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         box_head=TwoMLPHead(channels * 7 * 7, width),
         box_predictor=FastRCNNPredictor(width, 1 + task.num_classes),
@@ -127,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, help="a folder in Pascal VOC's layout; none: rendered scenes")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--size", type=int, nargs=2, default=(180, 240), help="height and width of the scenes")
     parser.add_argument("--resize", type=int, help="shorter side of what the network sees; none: as stored")
     options = parser.parse_args()
     from benchmarks.detection_ap import Capture  # this file is __main__ as well
@@ -134,7 +139,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = options.root.absolute() if options.root else Path(folder) / "scenes"
         if options.root is None:
-            write_scenes(root, 60, (180, 240), validation=20)
+            write_scenes(root, 60, tuple(options.size), validation=20)
         os.chdir(folder)
         given = {
             "--data.root": root,

@@ -43,6 +43,7 @@ from plugins.timm import Timm
 EXPERIMENT = Path(__file__).parents[1] / "experiments/faster_rcnn_voc.yaml"
 STEPS, WARMUP, BATCH, CHANNELS, REPRESENTATION = 14, 3, 4, 128, 512
 SHORTER, LONGER = 320, 533
+PROPOSALS, REGIONS = (1000, 500), 128
 SIZES, RATIOS = ((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5
 
 OBJECT = "<object><name>{}</name><bndbox><xmin>{:.0f}</xmin><ymin>{:.0f}</ymin><xmax>{:.0f}</xmax><ymax>{:.0f}</ymax>"
@@ -167,6 +168,9 @@ def time_loop(root: Path, workers: int) -> list[float]:
         image_mean=(0.0, 0.0, 0.0),
         image_std=(1.0, 1.0, 1.0),
         rpn_anchor_generator=AnchorGenerator(SIZES, RATIOS),
+        rpn_pre_nms_top_n_train=PROPOSALS[0],
+        rpn_post_nms_top_n_train=PROPOSALS[1],
+        box_batch_size_per_image=REGIONS,
         box_head=TwoMLPHead(CHANNELS * 7 * 7, REPRESENTATION),
         box_predictor=FastRCNNPredictor(REPRESENTATION, classes),
     ).to(memory_format=torch.channels_last)

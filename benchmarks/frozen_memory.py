@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from framework.cli.experiment import hush
+from framework.cli.silence import hush
 from framework.heads.dense import LinearHead
 from framework.preprocessing import pad_to_multiple, to_unit
 from framework.tasks.base import Batch, Task

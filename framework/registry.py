@@ -8,7 +8,16 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from framework.errors import ConfigError, suggest
-from framework.source import SourceClass, SourceError, ancestors, classes_of, find_module, import_problem, read_class
+from framework.source import (
+    SourceClass,
+    SourceError,
+    ancestors,
+    classes_of,
+    find_module,
+    import_problem,
+    install_words,
+    read_class,
+)
 
 KINDS = (
     "tasks",
@@ -67,6 +76,11 @@ class Advert:
         return self.target.partition(":")[0]
 
     @property
+    def distribution(self) -> str:
+        """The name of the distribution that ships it; empty for a local file."""
+        return self.package.partition(" ")[0] if " " in self.package else ""
+
+    @property
     def class_path(self) -> str:
         """The class as a whole class path."""
         return self.target.replace(":", ".")
@@ -84,11 +98,16 @@ class Advert:
         except Exception as error:
             raise ConfigError(
                 f"plugin {self.name} of {self.package} is broken: importing {self.target} raised "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}{self._remedy(error)}"
             ) from error
         if not isinstance(loaded, type):
             raise ConfigError(f"plugin {self.name} of {self.package} is broken: {self.target} is no class")
         return loaded
+
+    def _remedy(self, error: Exception) -> str:
+        """Say which extra of its package brings the module that an import lacked; empty if none does."""
+        lacking = error.name if isinstance(error, ModuleNotFoundError) else None
+        return install_words(self.distribution, lacking.partition(".")[0]) if lacking else ""
 
     def conflict(self) -> str:
         """Say who else has this name; empty if nobody has."""
@@ -104,7 +123,7 @@ class Advert:
         """Say why loading must fail, as far as that can be told without importing anything; empty if it need not."""
         if self.rivals:
             return self.conflict()
-        broken = import_problem(self.module)
+        broken = import_problem(self.module, self.distribution)
         try:
             self.describe()
         except SourceError as error:

@@ -5,9 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
+from importlib.metadata import PackageNotFoundError, metadata, requires
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from framework.errors import suggest
 
@@ -128,8 +132,13 @@ def ancestors(of: SourceClass, within: Sequence[str]) -> Iterator[str | SourceCl
         yield from ancestors(found, within)
 
 
-def import_problem(module: str) -> str | None:
-    """Say why importing a module must fail, as far as the source of it and of its packages tells."""
+def import_problem(module: str, distribution: str = "") -> str | None:
+    """Say why importing a module must fail, as far as the source of it and of its packages tells.
+
+    Args:
+        module: Its dotted name.
+        distribution: What ships it, if that may have an extra for what it lacks.
+    """
     parts = module.split(".")
     try:
         for depth in range(1, len(parts) + 1):
@@ -140,10 +149,32 @@ def import_problem(module: str) -> str | None:
                     return f"{file}:{node.lineno} raises an error on import"
                 for wanted in _needs(node):
                     if wanted != parts[0] and not _is_installed(wanted):
-                        return f"it needs {wanted}, which is not installed ({file.name}, line {node.lineno})"
+                        reason = f"it needs {wanted}, which is not installed ({file.name}, line {node.lineno})"
+                        return reason + install_words(distribution, wanted)
     except SourceError as error:
         return str(error)
     return None
+
+
+def install_words(distribution: str, package: str) -> str:
+    """Say which extra of a distribution brings a package, as its metadata states; empty if none does."""
+    extra = extras_of(distribution).get(canonicalize_name(package))
+    return f': pip install "{distribution}[{extra}]"' if extra is not None else ""
+
+
+def extras_of(distribution: str) -> dict[str, str]:
+    """Return the extra that brings each optional package of a distribution, by the package's normalised name."""
+    try:
+        extras = metadata(distribution).get_all("Provides-Extra") or []
+        optional = [each for line in requires(distribution) or () if (each := Requirement(line)).marker is not None]
+    except (PackageNotFoundError, ValueError):  # ValueError: no name at all
+        return {}
+    found: dict[str, str] = {}
+    for requirement in optional:
+        for extra in extras:
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
+                found.setdefault(canonicalize_name(requirement.name), extra)
+    return found
 
 
 def _parse(file: Path) -> ast.Module:

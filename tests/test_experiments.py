@@ -12,7 +12,7 @@ from PIL import Image
 
 from framework.cli.main import main
 from plugins.timm import Timm
-from tests.folders import write_cifar10, write_image_folder, write_mask_folder
+from tests.folders import write_cifar10, write_coco, write_image_folder, write_mask_folder, write_voc
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -145,3 +145,45 @@ def test_progressive_unfreezing(capsys):
     }
     assert rates["stage7/decay"] == pytest.approx(0.9 * rates["head/decay"])
     assert rates["stage6/no_decay"] == pytest.approx(0.81 * rates["head/decay"])
+
+
+@pytest.mark.slow
+def test_fcos_cells_learns_on_the_embedded_frames():
+    short_run = ["--trainer.max_epochs", "3", "--data.repeats", "6"]
+    assert main(["fit", "--config", str(EXPERIMENTS / "fcos_cells.yaml"), *short_run]) == 0
+    assert figures()["test/ap50"] > 0.4  # untrained it scores 0; .8 after all of its epochs
+
+
+@pytest.mark.parametrize("experiment", ["faster_rcnn_voc.yaml", "yolo_voc.yaml"])
+def test_detectors_of_voc_folders(tmp_path, experiment):
+    write_voc(tmp_path / "boxes")
+    size = "--data.letterbox=64" if experiment.startswith("yolo") else "--data.resize=64"
+    options = ["--data.root", "boxes", size, "--data.batch_size", "2", "--data.num_workers", "0"]
+    assert short(experiment, *options) == 0
+    assert {"val/ap", "val/ap50", "test/ap/red"} <= set(figures())
+
+
+def test_retinanet_coco(tmp_path):
+    write_coco(tmp_path / "coco")
+    network = ["--model.backbone.name", "resnet18", "--model.backbone.pretrained", "false"]
+    options = ["--data.resize", "64", "--data.batch_size", "2", "--data.num_workers", "0"]
+    assert short("retinanet_coco.yaml", "--data.root", "coco", *network, *options) == 0
+    assert {"val/ap", "val/ap/green"} <= set(figures())
+
+
+def test_dinov2_fcos(tmp_path):
+    write_coco(tmp_path / "coco")
+    weights = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
+    (tmp_path / "weights").mkdir()
+    torch.save(weights, tmp_path / "weights/dinov2_vits14_pretrain.pth")
+    options = ["--data.root", "coco", "--data.batch_size", "2", "--data.letterbox", "56", "--data.num_workers", "0"]
+    assert short("dinov2_fcos.yaml", *options) == 0
+    (checkpoint,) = Path("runs").glob("*/*/checkpoints/last.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    kept = [
+        torch.equal(trained[f"backbone.net.{name}"], value)
+        for name, value in weights.items()
+        if f"backbone.net.{name}" in trained
+    ]
+    assert len(kept) > 100
+    assert all(kept)

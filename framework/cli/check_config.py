@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.cli.experiment import ExperimentCLI, check_keys, hush
+from framework.cli.experiment import ExperimentCLI
+from framework.cli.keys import check_keys
 from framework.cli.layers import plugin_files, read_layer
 from framework.cli.main import DEFAULTS
+from framework.cli.silence import hush
 from framework.run.checkpoint import written_experiment
 from framework.tasks.base import Task
 

@@ -18,13 +18,16 @@ from packaging.requirements import Requirement
 
 from framework import __version__
 from framework.cli.check_config import CheckedExperiment
-from framework.cli.experiment import check_keys, default_precision, hush
+from framework.cli.experiment import default_precision
+from framework.cli.keys import check_keys
 from framework.cli.layers import plugin_files, read_layer
 from framework.cli.main import DEFAULTS
+from framework.cli.silence import hush
 from framework.data.datamodule import default_workers
 from framework.errors import ConfigError, UserError
 from framework.registry import advertised
 from framework.run.processes import check_processes, trainer_strategy
+from framework.source import install_words
 from framework.tracking.wandb import MODES, find_mode
 
 DISTRIBUTION = "vision-plugin-framework"
@@ -102,7 +105,10 @@ def _versions(diagnosis: Diagnosis) -> dict[str, Any]:
         try:
             installed = version(requirement.name)
         except PackageNotFoundError:
-            if not optional:
+            if optional:
+                words = install_words(DISTRIBUTION, requirement.name)
+                facts[requirement.name] = f"not installed{words} (optional)"
+            else:
                 text = f"{requirement.name} is not installed"
                 diagnosis.complain(text, f'pip install "{requirement}"', stops=True)
             continue

@@ -1,32 +1,25 @@
 """One experiment from its layers to its results, on LightningCLI."""
 
-import logging
-import os
-import re
-import signal
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ActionConfigFile, set_parsing_settings  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from framework.cli.door import Door, parameters
 from framework.cli.group_table import group_facts, group_lines, group_list, write_groups
-from framework.cli.layers import Layer, plugin_files
+from framework.cli.layers import Layer
 from framework.cli.network import check_network
-from framework.cli.parser import Parser, explain, foreign_error, place_of, root_of, user_error
+from framework.cli.parser import Parser, explained_error, place_of
 from framework.cli.progress import Progress
-from framework.cli.resume import FROM_VARIABLE, choose_start, ended_early, go_on, settle
+from framework.cli.resume import choose_start, ended_early, go_on, settle
+from framework.cli.silence import quiet
 from framework.cli.summary import (
     MOST_CLASSES,
     end_words,
@@ -38,26 +31,24 @@ from framework.cli.summary import (
 )
 from framework.data.check import check_splits
 from framework.data.datamodule import VisionData
-from framework.errors import ConfigError, UserError
+from framework.errors import ConfigError
 from framework.length import run_length
 from framework.prediction import PredictionWriter
-from framework.registry import advertised, trusted_modules
+from framework.registry import advertised
 from framework.run.checkpoint import read_checkpoint
 from framework.run.checkpoint_file import CheckpointFile
 from framework.run.checkpoints import Checkpoints
 from framework.run.finite_loss import FiniteLoss
-from framework.run.folder import ID_VARIABLE, ConfigInCheckpoint, RunFolder
-from framework.run.interruption import Interrupted, InterruptibleValidation, Interruption, requeue_if_meant
-from framework.run.lock import release_locks
+from framework.run.folder import ConfigInCheckpoint, RunFolder
+from framework.run.interruption import InterruptibleValidation, Interruption
 from framework.run.metrics_record import MetricsRecord
 from framework.run.monitors import check_monitors
-from framework.run.processes import PATIENCE, check_processes, end_children, trainer_strategy
+from framework.run.processes import check_processes, trainer_strategy
 from framework.run.unfinished_epoch import UnfinishedEpoch
 from framework.tasks.base import Task
 from framework.tracking.pictures import Pictures
 from framework.transfer.unfreezing import unfreezing_among
 
-OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 RUN_OPTIONS: dict[str, dict[str, Any]] = {
     "resume": {
         "type": Literal["auto", "must", "never"],
@@ -76,10 +67,6 @@ RUN_OPTIONS: dict[str, dict[str, Any]] = {
         "help": "Keys in which this experiment may differ from that of the checkpoint it goes on from.",
     },
 }
-TOP_KEYS = frozenset(
-    {"seed_everything", "trainer", "model", "data", "run", "plugins", "ckpt_path", "weights_only", "verbose"}
-    | {"resume", "on_nan", "allow_changes"}
-)
 
 
 class ExperimentCLI(LightningCLI):
@@ -146,20 +133,10 @@ class ExperimentCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except Exception as error:
-            explained = self._explained(error)
+            explained = explained_error(error, self.plain_config(), self.layers)
             if explained is None or explained is error:
                 raise
             raise explained from error
-
-    def _explained(self, error: Exception) -> UserError | None:
-        """Return what to tell the user: the line of a plugin that failed, or why a class refused; None of bugs."""
-        if user_error(error) is None and not isinstance(root_of(error), ValueError | TypeError):
-            packages = re.findall(r"class_path: (\w+)", yaml.safe_dump(self.plain_config()))
-            foreign = foreign_error(error, set(packages) - {*OURS})
-            if foreign is not None:
-                return foreign
-        refused = isinstance(error, ValueError | TypeError | MisconfigurationException)
-        return user_error(error) or (ConfigError(explain(str(error), self.layers)) if refused else None)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with defaults chosen from the device, and the callbacks of the run folder."""
@@ -368,144 +345,9 @@ def _from_here(path: Path) -> str:
     return str(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
-@contextmanager
-def quiet(trainer: Trainer) -> Iterator[None]:
-    """Leave the progress bar out."""
-    bar = trainer.progress_bar_callback
-    if bar is not None:
-        bar.disable()
-    yield
-    if bar is not None:
-        bar.enable()
-
-
 def default_precision(accelerator: str) -> str:
     """Choose bf16 where the device has it, else float32."""
     on_gpu = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
     if on_gpu:
         torch.set_float32_matmul_precision("high")  # TF32
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-
-
-def check_keys(layers: Sequence[Layer], trust: Sequence[str], plugins: Sequence[Path]) -> None:
-    """Check every key and class name of an experiment, and let it import what it may and nothing else.
-
-    Args:
-        layers: Its files and options, in the order in which they are laid over each other.
-        trust: Modules that it may import beside the usual ones.
-        plugins: Local files whose plugins it may use.
-
-    Raises:
-        ConfigError: A key or a class is unknown, not trusted, or may not be written.
-    """
-    if trust:
-        sys.path.insert(0, str(Path.cwd()))
-    adverts = advertised(plugins)
-    trusted = trusted_modules(adverts, trust)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=trusted)
-    groups: dict[str | None, frozenset[str]] = {
-        None: TOP_KEYS,
-        "trainer": parameters(Trainer),
-        "run": parameters(RunFolder),
-    }
-    door = Door(groups, adverts, trusted)
-    for layer in layers:
-        door.check(layer)
-    door.check_tasks()
-
-
-def run_experiment(
-    command: str,
-    files: Sequence[Path],
-    options: Sequence[str],
-    layers: Sequence[Layer],
-    trust: Sequence[str] = (),
-    plugins: Sequence[Path] = (),
-) -> int:
-    """Run one command of one experiment; returns the exit code."""
-    hush()
-    plugins = [*plugins, *(path for layer in layers for path in plugin_files(layer))]
-    check_keys(layers, trust, plugins)
-    name = files[-1].stem if len(files) > 1 else "run"  # the first are the defaults
-    configs = [part for file in files for part in ("--config", str(file))]
-    started_by_another = ID_VARIABLE in os.environ
-    try:
-        return _run(name, layers, plugins, command, [*configs, *options])
-    finally:
-        release_locks()
-        if not started_by_another:
-            os.environ.pop(ID_VARIABLE, None)
-            os.environ.pop(FROM_VARIABLE, None)
-
-
-def _run(name: str, layers: Sequence[Layer], plugins: Sequence[Path], command: str, options: Sequence[str]) -> int:
-    arguments = [command, *(["--help"] if "--help-all" in options else options)]
-    if command in ("validate", "test") and not any(option.startswith("--verbose") for option in options):
-        arguments.append("--verbose=false")  # our own report follows
-    checkpoint = layers[-1].values.get("ckpt_path")
-    if checkpoint is not None and checkpoint not in ("best", "last", "hpc"):
-        read_checkpoint(Path(str(checkpoint)))
-    started: list[ExperimentCLI] = []
-    code = 1
-    with Interruption() as interruption:
-        try:
-            ExperimentCLI(name, layers, plugins, started, interruption, args=arguments)
-            code = 0
-        except Interrupted as stop:
-            code = _stopped(started, stop)
-            if command == "fit":
-                requeue_if_meant(stop.signum)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            if isinstance(stop, SystemExit) and not stop.code:  # --print_config and --help-all
-                raise
-            code = _stopped(started, Interrupted(signal.SIGINT))  # a second Ctrl-C; Lightning turns it into an exit
-        except Exception:
-            if started:
-                end_children(started[0].trainer)
-            raise
-        finally:
-            interruption.end()
-            for logger in started[0].trainer.loggers if started else ():
-                if hasattr(logger, "close"):
-                    logger.close(code)
-    return code
-
-
-def _stopped(started: Sequence[ExperimentCLI], stop: Interrupted) -> int:
-    """Say what an interrupted run leaves behind; returns the exit code."""
-    if not started:
-        print("stopped before anything was done", file=sys.stderr)
-        return stop.code
-    trainer, run = started[0].trainer, started[0].run
-    epoch = trainer.fit_loop.epoch_progress.current.ready  # begun, so they count from 1, as everywhere
-    at = f" at epoch {epoch}, step {trainer.global_step}" if stop.saved else ""
-    resumable = (run.checkpoints / "last.ckpt").is_file()
-    hint = f"; the same command with --run.id {run.id} goes on" if resumable else ""
-    if trainer.is_global_zero:
-        print(f"stopped{at}{hint}", file=sys.stderr)
-    if not stop.saved and trainer.strategy.launcher is not None:
-        trainer.strategy.launcher.kill(signal.SIGTERM)  # others may know nothing of it
-    end_children(trainer, 60 if stop.saved else PATIENCE)
-    return stop.code
-
-
-def hush() -> None:
-    """Silence what Lightning says at every start and that no user can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter",  # we hand it the arguments on purpose
-        ".*isinstance.treespec, LeafSpec.*",  # Lightning against the newest torch
-        ".*does not have many workers.*",  # chosen from the cores, or by the user
-        "Found .* module.* in eval mode",  # frozen layers rest
-        "It is recommended to use `self.log",  # metrics are over all processes already
-        "No positive samples found in target",  # such a class has no average precision, and its figure is NaN
-        "Be aware that when using `ckpt_path`",  # a test needs no checkpoint callbacks
-        "The dirpath has changed from",  # going on from another run's checkpoint is meant
-        "Couldn't infer the batch indices",  # predictions carry the ids of their images
-        "Checkpoint directory .* exists and is not empty",  # the run folder's own
-        "Grad strides do not match bucket view strides",  # DDP of a few small weights in channels last
-        ".*The number of training batches .* is smaller than the logging interval.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's to mend

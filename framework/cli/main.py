@@ -21,6 +21,7 @@ OTHERS = {
     "plugins": "list, show, write and check plugins",
     "compare": "architectures side by side: counted, measured and published",
     "config": "check experiment files without training",
+    "data": "check and count the files of a data set, and draw samples of it",
     "schedule": "print and plot every schedule of an experiment before it runs",
     "schema": "print the JSON Schema of experiments, for editors",
     "replay": "run a training step again whose loss was not finite",
@@ -147,7 +148,7 @@ def _run_layers(command: str, files: list[Path], options: list[str], trust: list
     options = class_options_first(options)
     layers = [*(read_layer(file) for file in files), option_layer(options)]  # mistakes in YAML cost no import of torch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; see docs/configuration.md
-    from framework.cli.experiment import run_experiment
+    from framework.cli.run_experiment import run_experiment
 
     return run_experiment(command, files, options, layers, trust, plugins)
 

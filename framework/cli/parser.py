@@ -5,12 +5,16 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import Namespace, _typehints
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from framework.cli.layers import Layer
 from framework.errors import ConfigError, UserError
 from framework.registry import Advert, known_short_class
+
+OURS = ("framework", "plugins", "lightning", "torch", "torchvision")
 
 
 class Parser(LightningArgumentParser):
@@ -105,6 +109,23 @@ def foreign_error(error: Exception, packages: Collection[str]) -> ConfigError | 
     if place is None:
         return None
     return ConfigError(f"{place} raised {type(cause).__name__}: {cause} (add --debug for the traceback)")
+
+
+def explained_error(error: Exception, config: Mapping[str, Any], layers: Sequence[Layer]) -> UserError | None:
+    """Return what to tell the user: the line of a plugin that failed, or why a class refused; None of bugs.
+
+    Args:
+        error: What building raised.
+        config: The resolved experiment, whose classes it may have come from.
+        layers: Its files and options.
+    """
+    if user_error(error) is None and not isinstance(root_of(error), ValueError | TypeError):
+        packages = re.findall(r"class_path: (\w+)", yaml.safe_dump(config))
+        foreign = foreign_error(error, set(packages) - {*OURS})
+        if foreign is not None:
+            return foreign
+    refused = isinstance(error, ValueError | TypeError | MisconfigurationException)
+    return user_error(error) or (ConfigError(explain(str(error), layers)) if refused else None)
 
 
 def root_of(error: BaseException) -> BaseException:

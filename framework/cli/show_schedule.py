@@ -12,10 +12,11 @@ from lightning.pytorch import Trainer
 
 from framework.cli.check_config import BuiltExperiment
 from framework.cli.draw_schedule import draw_timeline
-from framework.cli.experiment import check_keys, hush
 from framework.cli.group_table import Group, group_lines, table
+from framework.cli.keys import check_keys
 from framework.cli.layers import option_layer, plugin_files, read_layer
 from framework.cli.main import DEFAULTS
+from framework.cli.silence import hush
 from framework.cli.timeline import Span, Timeline, count_of, setting_name, setting_text, spread, timeline_of
 
 BARS = "▁▂▃▄▅▆▇█"

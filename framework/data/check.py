@@ -16,13 +16,16 @@ SHOWN = 6  # problems in a message
 NAMED = 3  # pairs of duplicates in a warning
 
 
-def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = None) -> list[str]:
+def check_splits(
+    splits: dict[str, Samples], rules: str, cache: Path | None = None, shown: int | None = SHOWN
+) -> list[str]:
     """Decode every sample of every split.
 
     Args:
         splits: Samples by split name.
         rules: Everything besides the files that the verdict depends on (classes, ignore index, ...).
         cache: Folder that remembers good verdicts by the files' names, sizes and times; None: none.
+        shown: How many problems the message lists; None: all.
 
     Returns:
         Warnings: what is odd with a split, and images that stand in two splits.
@@ -40,7 +43,7 @@ def check_splits(splits: dict[str, Samples], rules: str, cache: Path | None = No
         stops = [name for name in splits if name == "train" or _wrong_in_every_split(splits[name])]
         found = [(name, problem) for name in stops for problem in remarks[name][0]]
     if found:
-        raise DataError(report([f"{name}: {problem}" for name, problem in found], "bad sample"))
+        raise DataError(report([f"{name}: {problem}" for name, problem in found], "bad sample", shown))
     warnings = [f"{name}: {remark}" for name, (wrong, odd) in remarks.items() for remark in [*wrong, *odd]]
     warnings += _leaks(splits)
     _remember(verdict, warnings)
@@ -76,17 +79,19 @@ def _problems(samples: Samples) -> Iterable[str]:
         return [problem for problem in pool.map(samples.problem, range(len(samples))) if problem is not None]
 
 
-def report(problems: list[str], what: str) -> str:
+def report(problems: list[str], what: str, shown: int | None = SHOWN) -> str:
     """List the first few problems, and all of them in a file if there are more.
 
     Args:
         problems: What is wrong, a line each.
         what: What is wrong, in a word or two, such as "bad sample".
+        shown: How many are listed; None: all.
     """
     lines = [f"{len(problems)} {what}{'s' if len(problems) > 1 else ''} in the data:"]
-    lines += [f"  {problem}" for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        lines.append(f"  ... and {len(problems) - SHOWN} more{_listing('data_problems.txt', problems)}")
+    shown = len(problems) if shown is None else shown
+    lines += [f"  {problem}" for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"  ... and {len(problems) - shown} more{_listing('data_problems.txt', problems)}")
     return "\n".join(lines)
 
 

@@ -268,7 +268,8 @@ def _anchor_tensor(anchors: Sequence[Sequence[tuple[float, float]]] | None, stri
 
 def _branch(channels: int, depth: int, anchors: int, values: int) -> nn.Sequential:
     """Build what predicts `values` for each of `anchors` on one map: a box, objectness, and classes."""
-    groups = next(number for number in (32, 16, 8, 4, 2, 1) if channels % number == 0)
+    fit = (number for number in (32, 16, 8, 4, 2) if channels % number == 0 and channels >= 4 * number)
+    groups = next(fit, 1)  # a group of one channel would be constant on a map of one cell
     layers: list[nn.Module] = []
     for _ in range(depth):
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)

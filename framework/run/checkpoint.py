@@ -11,6 +11,9 @@ import yaml
 
 from framework.errors import ConfigError
 
+ZIP, LEGACY = b"PK", b"\x80"  # what a checkpoint begins with, and any pickle
+LAST = "checkpoints/last.ckpt"
+
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
     """Read a checkpoint, its tensors left on disk.
@@ -19,9 +22,10 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         ConfigError: It is missing, damaged, or none of Lightning's.
     """
     if checkpoint.is_dir():
-        raise ConfigError(f"--ckpt_path: {checkpoint} is a folder: give a file, such as RUN/checkpoints/last.ckpt")
+        raise ConfigError(f"--ckpt_path: {checkpoint} is a folder: give a file, such as RUN/{LAST}")
     if not checkpoint.is_file():
         raise ConfigError(f"--ckpt_path: {checkpoint} does not exist")
+    _require_zip(checkpoint)
     try:
         content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -34,6 +38,32 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
             f"--ckpt_path: {checkpoint} is not a checkpoint of a run; for plain weights see docs/backbones.md"
         )
     return content
+
+
+def _require_zip(checkpoint: Path) -> None:
+    """Refuse a file that does not begin as a checkpoint does.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    try:
+        with checkpoint.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise ConfigError(f"--ckpt_path: {checkpoint} cannot be read: {error.strerror}") from None
+    if start.startswith(ZIP):
+        return
+    if not start:
+        what = "it is empty (0 bytes)"
+    elif start.startswith(LEGACY):
+        what = "torch wrote it in its format of before 1.6, or it is another pickle"
+    elif b"\0" not in start:
+        what = "it is a text file"
+    else:
+        what = f"it is another kind of file ({checkpoint.stat().st_size} bytes)"
+    raise ConfigError(
+        f"--ckpt_path: {checkpoint} is no checkpoint: {what}: give one that fit wrote, such as RUN/{LAST}"
+    )
 
 
 @contextmanager

@@ -132,7 +132,10 @@ class RunFolder:
         """Say what is wrong with the folder."""
         try:
             yield
-        except FileExistsError:
+        except (FileExistsError, NotADirectoryError):
+            files = [p for p in (self.path, self.checkpoints, self.pictures) if p.exists() and not p.is_dir()]
+            if files:
+                raise ConfigError(f"run.id: {files[0]} is no folder: remove it, or give another --run.id") from None
             inside = self.path if self.path.exists() else next(p for p in self.path.parents if p.exists())
             if inside == self.path:
                 raise ConfigError(f"run.id: {self.path} exists already: give another --run.id") from None

@@ -150,6 +150,15 @@ class Task(LightningModule, ABC):
         """Return the row of one predicted image in `predictions.csv`, as (column, value); none by default."""
         return []
 
+    def prediction_records(self, batch: Batch, prediction: Any, row: int) -> list[list[tuple[str, Any]]]:
+        """Return all rows of one predicted image in `predictions.csv`: its `prediction_record`, if it has one."""
+        record = self.prediction_record(batch, prediction, row)
+        return [record] if record else []
+
+    def prediction_columns(self) -> list[str]:
+        """Return the columns of `predictions.csv`, where an image may have no row; none: as in the first row."""
+        return []
+
     # What is trained.
 
     @property

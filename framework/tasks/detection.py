@@ -251,3 +251,7 @@ class Detection(Task):
             + [(side, f"{value:.2f}") for side, value in zip(("x1", "y1", "x2", "y2"), box, strict=True)]
             for box, score, label in every
         ]
+
+    def prediction_columns(self) -> list[str]:
+        """Return the columns of `predictions.csv`, which stand there though nothing be found."""
+        return ["id", "class", "score", "x1", "y1", "x2", "y2"]

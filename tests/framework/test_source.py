@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from framework.source import SourceClass, SourceError, ancestors, find_module, import_problem, read_class
+from framework.source import SourceClass, SourceError, ancestors, extras_of, find_module, import_problem, read_class
 
 
 @pytest.fixture
@@ -61,6 +61,27 @@ def test_what_is_missing_is_named(package):
 def test_an_import_that_must_fail_is_foreseen(package, source, problem):
     package(net=source)
     assert re.search(problem, import_problem("bomb.net"))
+
+
+def test_the_extra_that_brings_what_is_lacking_is_named(package, tmp_path, monkeypatch):
+    package(net="import no_such_library.part\n")
+    info = tmp_path / "their_net-1.0.dist-info"
+    info.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: their-net", "Version: 1.0", "Provides-Extra: all", "Provides-Extra: big"]
+    lines += ['Requires-Dist: other; extra == "all"', 'Requires-Dist: No_Such.Library>=2; extra == "big"']
+    (info / "METADATA").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert import_problem("bomb.net", "their-net").endswith('(net.py, line 1): pip install "their-net[big]"')
+    assert import_problem("bomb.net", "no-such-distribution").endswith("(net.py, line 1)")
+    assert import_problem("bomb.net").endswith("(net.py, line 1)")
+
+
+def test_our_own_extras_bring_what_our_plugins_need():
+    found = extras_of("vision-plugin-framework")
+    wanted = {"transformers": "huggingface", "peft": "lora", "datasets": "datasets", "pyarrow": "parquet"}
+    assert wanted.items() <= found.items()
+    assert found["scikit-learn"] == "samples"
+    assert "torch" not in found
 
 
 def test_an_import_that_may_work_is_no_problem(package):

@@ -110,6 +110,20 @@ def test_packages_are_compared_with_what_is_asked_for(doctor, monkeypatch, capsy
     assert 'is not installed\n  pip install "no-such-package>=1"' in capsys.readouterr().out
 
 
+def test_packages_that_only_some_plugins_need_are_named_with_their_extra(doctor, monkeypatch):
+    real = diagnosis.version
+
+    def version(name):
+        if name == "peft":
+            raise diagnosis.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(diagnosis, "version", version)
+    facts, problems = doctor()
+    assert facts["versions"]["peft"] == 'not installed: pip install "vision-plugin-framework[lora]" (optional)'
+    assert not any("peft" in text for text in problems)
+
+
 def test_launchers_threads_and_shared_memory(doctor, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "999")
     monkeypatch.setattr(diagnosis, "LEAST_SHARED", 2**60)

@@ -179,6 +179,14 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_refused(refuse):
     assert "none.ckpt does not exist" in refuse("", "", "--ckpt_path", "none.ckpt")
     torch.save({"weight": torch.zeros(1)}, "weights.ckpt")
     assert "not a checkpoint of a run" in refuse("", "", "--ckpt_path", "weights.ckpt")
+    Path("list.txt").write_text("one\ntwo\n")
+    assert "list.txt is no checkpoint: it is a text file: give one that" in refuse("", "", "--ckpt_path", "list.txt")
+    Path("none.ckpt").touch()
+    assert "none.ckpt is no checkpoint: it is empty (0 bytes)" in refuse("", "", "--ckpt_path", "none.ckpt")
+    torch.save({"weight": torch.zeros(1)}, "old.ckpt", _use_new_zipfile_serialization=False)
+    assert "old.ckpt is no checkpoint: torch wrote it in its format" in refuse("", "", "--ckpt_path", "old.ckpt")
+    Path("a.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    assert "a.png is no checkpoint: it is another kind of file" in refuse("", "", "--ckpt_path", "a.png")
 
 
 def test_a_network_that_refuses_the_images_says_so_before_training(refuse, tmp_path):

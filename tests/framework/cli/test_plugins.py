@@ -79,7 +79,10 @@ class TestList:
     def test_a_broken_package_is_listed_with_its_reason_and_stops_nobody(self, call, tmp_path, monkeypatch):
         folder = tmp_path / "broken_net-1.0.dist-info"
         folder.mkdir()
-        (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-net\nVersion: 1.0\n")
+        (folder / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: broken-net\nVersion: 1.0\nProvides-Extra: all\n"
+            'Requires-Dist: no-such-library; extra == "all"\n'
+        )
         (folder / "entry_points.txt").write_text(
             "[framework.backbones]\nNeedy = needy_net:Needy\nLate = late_net:Late\nGone = gone_net:Gone\n"
         )
@@ -89,12 +92,15 @@ class TestList:
         rows = {row["name"]: row for row in json.loads(call("list", "--json"))}
         assert rows["Needy"]["package"] == "broken-net 1.0"
         assert "it needs no_such_library, which is not installed" in rows["Needy"]["problem"]
+        assert rows["Needy"]["problem"].endswith(': pip install "broken-net[all]"')
         assert rows["Gone"]["problem"] == "there is no module gone_net"
         assert rows["Timm"]["problem"] is None
         assert "BROKEN: it needs no_such_library" in call("list")
         printed = call("list", "--load", "--kind", "backbones")
         assert "importing late_net:Late raised OSError: no camera" in printed
-        assert "plugin Needy of broken-net 1.0 is broken" in call("show", "Needy", code=2)
+        shown = call("show", "Needy", code=2)
+        assert "plugin Needy of broken-net 1.0 is broken" in shown
+        assert shown.rstrip().endswith(': pip install "broken-net[all]"')
 
     def test_two_of_one_name_are_both_named(self, call, tmp_path):
         (tmp_path / "other_net.py").write_text("from framework.backbone import Backbone\nclass Timm(Backbone): pass\n")

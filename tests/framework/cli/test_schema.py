@@ -10,7 +10,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from framework.cli.experiment import TOP_KEYS
+from framework.cli.keys import TOP_KEYS
 from framework.cli.layers import read_layer
 from framework.cli.main import main
 from tests.framework.cli.test_door import EXPERIMENT

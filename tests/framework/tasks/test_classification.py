@@ -20,7 +20,6 @@ from framework.errors import ConfigError
 from framework.heads.classification import LinearClassifier
 from framework.losses.classification import BinaryCrossEntropy
 from framework.losses.segmentation import CrossEntropy, Dice, Focal
-from framework.prediction import append_records, join_tables
 from framework.tasks.classification import Classification
 from tests.folders import write_image_folder
 from tests.framework.tasks.test_segmentation import trainer
@@ -227,16 +226,6 @@ def test_a_picture_says_what_it_shows_and_what_was_predicted():
     row, _ = drawn(model, 0, [0.7, 0.2, 0.1])
     assert row.text == "cat, predicted cat 70 % · x"
     assert row.columns[0][1][0, 0].max() < 1.1 * row.columns[0][1][0, 0].min()  # a grey one
-
-
-def test_tables_of_several_processes_are_joined_in_the_order_of_the_images(tmp_path):
-    parts = [tmp_path / f"{rank}.csv" for rank in range(3)]
-    for index in range(7):  # a class may be named as another column is
-        append_records(parts[index % 3], [[("id", f"a,{index}"), ("class", "é"), ("class", index)]])
-    join_tables(parts, tmp_path / "all.csv")
-    rows = list(csv.reader((tmp_path / "all.csv").open(encoding="utf-8", newline="")))
-    assert rows == [["id", "class", "class"], *[[f"a,{index}", "é", str(index)] for index in range(7)]]
-    assert [path.name for path in tmp_path.glob("*.csv")] == ["all.csv"]
 
 
 # From the command line.

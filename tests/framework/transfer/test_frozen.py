@@ -1,5 +1,7 @@
 """What is frozen stays as it was, to the bit: parameters, statistics of batch norm, and what dropout lets through."""
 
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -8,7 +10,9 @@ from torch.utils.data import DataLoader
 
 from framework.backbone import Features
 from framework.heads.dense import LinearHead
+from framework.heads.yolo import YOLO
 from framework.tasks.classification import Classification
+from framework.tasks.detection import Detection
 from framework.tasks.segmentation import Segmentation
 from framework.transfer.ema import EMA
 from tests.framework.tasks.test_segmentation import trainer
@@ -41,9 +45,9 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("freeze", ["all", 1])
-@pytest.mark.parametrize("task", [Classification, Segmentation])
+@pytest.mark.parametrize("task", [Classification, Segmentation, Detection])
 def test_nothing_frozen_moves_in_fifty_steps_of_training(tmp_path, task, freeze):
-    head = {"head": LinearHead} if task is Segmentation else {}
+    head = {Segmentation: {"head": LinearHead}, Detection: {"head": partial(YOLO, channels=8)}}.get(task, {})
     decaying = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)}
     model = task(Dropping(), num_classes=3, freeze=freeze, **head, **decaying)
     batches = [model.example_batch(4, 32, 32) for _ in range(5)]
