@@ -138,10 +138,21 @@ def _run(command: str, arguments: list[str]) -> int:
             from framework.run.checkpoint import experiment_of
 
             with experiment_of(Path(checkpoint), plugins) as file:
-                return _run_layers(command, [file], options, trust, plugins)
+                try:
+                    return _run_layers(command, [file], options, trust, plugins)
+                except ConfigError as error:
+                    raise _told_of_checkpoint(error, str(checkpoint), options) from error
         if command != "fit":
             raise ConfigError(f"{command} needs a checkpoint: {command} --ckpt_path runs/NAME/ID/checkpoints/best.ckpt")
     return _run_layers(command, [DEFAULTS, *files], options, trust, plugins)
+
+
+def _told_of_checkpoint(error: ConfigError, checkpoint: str, options: Sequence[str]) -> ConfigError:
+    """Say of a data folder that is not there that the checkpoint brought it, if no option did."""
+    given = any(option.partition("=")[0] in ("--data.root", "--data.init_args.root") for option in options)
+    if given or not str(error).startswith("data.root: "):
+        return error
+    return ConfigError(f"{error} (data.root is what {checkpoint} was trained with; --data.root DIR gives another)")
 
 
 def _run_layers(command: str, files: list[Path], options: list[str], trust: list[str], plugins: list[Path]) -> int:

@@ -63,6 +63,14 @@ def judge_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> Judged:
     return Judged(inside, faults, (narrow != inside).any(1))
 
 
+def has_area(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which boxes (N, 4) are finite, not reversed and not empty, bool (N,)."""
+    with np.errstate(over="ignore"):
+        narrow = boxes.astype(np.float32)
+    rising = (narrow[:, 2:] > narrow[:, :2]).all(axis=1)
+    return np.logical_and(rising, np.isfinite(narrow).all(axis=1))
+
+
 def exif_orientation(path: Path) -> int:
     """Return how an image file is to be turned before it is shown, as EXIF numbers it: 1 for not at all."""
     with Image.open(path) as image:
@@ -110,8 +118,13 @@ class BoxFiles:
 
     @cached_property
     def class_indices(self) -> list[list[int]]:
-        """The classes of each image: those of the objects that count, each once, rising."""
+        """The classes of each image: those of the objects that count, each once, rising.
+
+        What is dropped counts only if it takes the image's size to tell.
+        """
         counted = ~self.annotations.ignored
+        if self.bad_boxes == "drop":
+            counted &= has_area(self.annotations.boxes)
         pairs = np.stack([self.annotations.images()[counted], self.annotations.labels[counted]], axis=1)
         pairs = np.unique(pairs, axis=0)
         ends = np.searchsorted(pairs[:, 0], np.arange(1, len(self)))

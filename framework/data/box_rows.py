@@ -1,5 +1,6 @@
 """The rows of a table as annotated objects: a box and a class each, or an image without objects."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -83,12 +84,19 @@ class BoxColumns:
         if not any(cells):
             if name:
                 raise RowError(f"class '{name}' without a box: give one, or leave the class empty too for no objects")
-            return BoxRow(root / path, split, table, place, "", (0.0, 0.0, 0.0, 0.0))
+            return BoxRow(_file(root, path), split, table, place, "", (0.0, 0.0, 0.0, 0.0))
         if not name:
             raise RowError(f"a box without a class in column '{self.label}'")
         a, b, c, d = (_number(column, cell) for column, cell in zip(self.box, cells, strict=True))
         box = (a, b, c, d) if self.form == CORNERS else (a, b, a + c, b + d)
-        return BoxRow(root / path, split, table, place, name, box)
+        return BoxRow(_file(root, path), split, table, place, name, box)
+
+
+def _file(root: Path, written: str) -> Path:
+    """Return the file that a cell names, in one spelling: backslashes where there is none of this name are slashes."""
+    if "\\" in written and not (root / written).is_file():
+        written = written.replace("\\", "/")
+    return Path(os.path.normpath(root / written))
 
 
 def _number(column: str, cell: str) -> float:

@@ -1,12 +1,13 @@
 """A table of boxes in image files: CSV, TSV or Parquet."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import OpenUnitInterval
 
 from framework.data.annotations import CORNERS, SIDES, AnnotatedImage, Annotations, Object
-from framework.data.box_classes import BoxClasses
+from framework.data.box_classes import BoxClasses, whole_names
 from framework.data.box_files import BoxFiles, hold_out_images
 from framework.data.box_rows import BoxColumns, BoxRow
 from framework.data.check import report
@@ -67,13 +68,13 @@ class BoxTable(DetectionData):
     ) -> None:
         super().__init__(**options)
         self.channels, self.val_fraction, self.form = channels, val_fraction, FORMS[box]
-        self.root = Path(root) if root is not None else Path(table).parent
+        self.root = Path(os.path.normpath(root if root is not None else Path(table).parent))
         if not self.root.is_dir():
             raise ConfigError(f"data.root: {self.root} is no folder")
         columns = BoxColumns(path_column, label_column, box_columns or COLUMNS[box], self.form, split_column)
         tables: dict[SplitName | None, str | None] = {None: table, "val": val_table, "test": test_table}
         rows = self._read({split: Path(file) for split, file in tables.items() if file}, columns, delimiter)
-        names = tuple({row.name for row in rows} - {""})
+        names = tuple(whole_names({row.name for row in rows} - {""}))
         found = found_classes([Entry(Path(table), names, None, "")])
         self.state_classes(classes or listed_classes(Path(table)) or found)
         self.annotations = self._annotations(rows)
@@ -88,6 +89,8 @@ class BoxTable(DetectionData):
         problems: list[str] = []
         for split, file in files.items():
             right, wrong = columns.read(open_table(file, delimiter), self.root, split)
+            if not right and not wrong:
+                problems.append(f"{file} has no row under the names of its columns")
             rows, problems = rows + right, problems + wrong
         first: dict[Path, BoxRow] = {}
         for row in rows:

@@ -206,6 +206,9 @@ class GivenView:
         }
         if self.transforms is not None:
             given = self.transforms(given)
+        if isinstance(given["boxes"], tv_tensors.BoundingBoxes):  # ConvertBoundingBoxFormat is a transform, too
+            xyxy = tv_tensors.BoundingBoxFormat.XYXY
+            given["boxes"] = tv.convert_bounding_box_format(given["boxes"], new_format=xyxy)
         if len(given["boxes"]) != len(given["labels"]):
             raise DataError(
                 f"data.train_transforms: {len(given['boxes'])} boxes are left of {sample['id']}, and "

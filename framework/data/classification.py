@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from framework.data.augment import Mix, RandAugment
 from framework.data.datamodule import ImageFiles, SplitName, VisionData
-from framework.data.images import list_images
+from framework.data.images import images_to_predict
 from framework.data.loader import KeyedLoader, KeyedSamples, Sample, Samples, Transform
 from framework.data.progressive import Progressive, Stage
 from framework.data.sampling import Sampling
@@ -251,7 +251,7 @@ class ClassificationData(VisionData):
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without a class."""
-        return ImageFiles(list_images(folder), self.channels, self.at_least)
+        return ImageFiles(images_to_predict(folder), self.channels, self.at_least)
 
     def state_classes(self, classes: list[str]) -> None:
         """Set the class names.

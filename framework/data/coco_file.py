@@ -1,9 +1,11 @@
 """One file of COCO's JSON: its images, classes and boxes, as arrays, or everything that is wrong with it."""
 
 import json
+import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +107,7 @@ def _parse(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path} does not exist") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}:{error.colno}: this is no JSON ({error.msg}): is it cut off?") from None
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number of too many digits
         raise DataError(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(found, dict):
         raise DataError(
@@ -134,8 +136,8 @@ def _images(entries: list[Any], problems: list[str]) -> tuple[dict[int | str, in
     sizes: list[tuple[int, int]] = []
     for number, entry in enumerate(entries):
         try:
-            id_, name = entry["id"], entry["file_name"]
-            size = (int(entry.get("height") or 0), int(entry.get("width") or 0))
+            id_, name = _whole(entry["id"]), entry["file_name"]
+            size = (_pixels(entry, "height"), _pixels(entry, "width"))
             if not isinstance(id_, int | str) or not isinstance(name, str) or not name:
                 raise ValueError(f"id {id_!r}, file_name {name!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -146,9 +148,31 @@ def _images(entries: list[Any], problems: list[str]) -> tuple[dict[int | str, in
             continue
         names.append(name.replace("\\", "/"))
         sizes.append(size)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    problems += [f"{name} is listed twice, with several ids: merge these" for name in twice]
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(os.path.normpath(name), []).append(name)
+    for name, each in spellings.items():
+        if len(each) > 1:
+            as_what = f" (as {', '.join(each)})" if len(set(each)) > 1 else ""
+            problems.append(f"{name} is listed twice{as_what}, with several ids: merge these")
     return rows, names, sizes
+
+
+def _pixels(entry: dict[str, Any], key: str) -> int:
+    """Return a height or width; 0 if it is not stated."""
+    stated = entry.get(key) or 0
+    try:
+        number = float(stated)
+    except OverflowError:
+        number = float("inf")
+    if not (isfinite(number) and 0 <= number < 2**31):
+        raise ValueError(f"{key} {stated!r:.40} is no number of pixels")
+    return int(number)
+
+
+def _whole(id_: Any) -> Any:
+    """Return an id, 10 for 10.0."""
+    return int(id_) if isinstance(id_, float) and id_.is_integer() else id_
 
 
 def _categories(entries: list[Any], problems: list[str]) -> list[Category]:
@@ -156,9 +180,11 @@ def _categories(entries: list[Any], problems: list[str]) -> list[Category]:
     found: dict[int | str, Category] = {}
     for number, entry in enumerate(entries):
         try:
-            category = Category(entry["id"], str(entry["name"]), str(entry.get("supercategory", "")))
+            category = Category(_whole(entry["id"]), entry["name"], str(entry.get("supercategory", "")))
             if not isinstance(category.id, int | str):
                 raise ValueError(f"id {category.id!r}")
+            if not isinstance(category.name, str) or not category.name:
+                raise ValueError(f"name {category.name!r} is no text: write it in quotes")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problems.append(f"categories[{number}]: {_why(error)}")
             continue
@@ -200,14 +226,18 @@ class _Objects:
         try:
             image, kind = self.rows.get(entry["image_id"]), self.kinds.get(entry["category_id"])
             x, y, width, height = map(float, entry["bbox"])
-            area, crowd, id_ = entry.get("area"), bool(entry.get("iscrowd", 0)), entry.get("id")
+            area, crowd, id_ = entry.get("area"), entry.get("iscrowd"), _whole(entry.get("id"))
             area = float("nan") if area is None else float(area)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             self.problems.append(f"{_place(number, entry)}: {self._why(error, entry)}")
             return
         if image is None or kind is None:
             key, of = ("image_id", "image") if image is None else ("category_id", "category")
-            self.problems.append(f"{_place(number, entry)}: {key} {entry[key]} is the id of no {of}")
+            hint = _kind_hint(entry[key], self.rows if image is None else self.kinds)
+            self.problems.append(f"{_place(number, entry)}: {key} {entry[key]!r} is the id of no {of}{hint}")
+            return
+        if crowd is not None and not (isinstance(crowd, int | float) and crowd in (0, 1)):
+            self.problems.append(f"{_place(number, entry)}: iscrowd is {crowd!r}, neither 0 nor 1")
             return
         self.numbered = self.numbered and isinstance(id_, int) and abs(id_) < 2**63
         self.numbers.append(id_ if self.numbered else number)
@@ -215,7 +245,7 @@ class _Objects:
         self.labels.append(kind)
         self.boxes.extend((x, y, x + width, y + height))
         self.areas.append(area)
-        self.crowds.append(crowd)
+        self.crowds.append(bool(crowd))
 
     def _why(self, error: Exception, entry: Any) -> str:
         if isinstance(error, KeyError) and error.args[0] == "bbox" and "caption" in entry:
@@ -241,6 +271,14 @@ class _Objects:
             crowds=np.array(self.crowds, np.bool_)[order],
             places=Numbered("annotation" if self.numbered else "entry", numbers[order]),
         )
+
+
+def _kind_hint(id_: Any, known: Iterable[int | str]) -> str:
+    """Say that ids are text on one side and numbers on the other."""
+    text = isinstance(id_, str)
+    if isinstance(next(iter(known), id_), str) == text:  # the first: all are of one kind, and there may be many
+        return ""
+    return ": ids are numbers there and text here" if text else ": ids are text there and numbers here"
 
 
 def _place(number: int, entry: Any) -> str:

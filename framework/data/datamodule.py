@@ -32,7 +32,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from framework.data.check import check_splits
-from framework.data.images import distinct_names, list_images, read_image
+from framework.data.images import distinct_names, images_to_predict, read_image
 from framework.data.loader import (
     KeyedBatches,
     KeyedLoader,
@@ -261,7 +261,7 @@ class VisionData(LightningDataModule, ABC):
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without targets."""
-        return ImageFiles(list_images(folder), self.channels, self.resize)
+        return ImageFiles(images_to_predict(folder), self.channels, self.resize)
 
     def on_after_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Finish a batch on the device: photometric augmentation, masks as long."""

@@ -1,6 +1,7 @@
 """Detection data: images with any number of boxes, each with a class."""
 
 import hashlib
+import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,27 @@ from typing import Any, ClassVar, Literal
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 
 from framework.boxes import Size
+from framework.clock import keyed_randomness
 from framework.data.annotations import Annotations
-from framework.data.box_transforms import BoxEvalTransform, BoxTrainTransform, GivenView, RandomView, Viewer
+from framework.data.box_transforms import (
+    BoxEvalTransform,
+    BoxTrainTransform,
+    GivenView,
+    RandomView,
+    Viewer,
+    counted_objects,
+)
 from framework.data.datamodule import ImageFiles, SplitName, VisionData
 from framework.data.fit import Fit
-from framework.data.images import list_images
+from framework.data.images import images_to_predict
 from framework.data.loader import KeyedLoader, KeyedSamples, Samples, Transform
 from framework.data.mosaic import MixUp, Mosaic
 from framework.data.sampling import Sampling
 from framework.data.transforms import Photometric
 from framework.errors import ConfigError, DataError
+
+IDLE = {"crop_size": None, "scale": (1.0, 1.0), "hflip": 0.0, "vflip": 0.0, "min_visibility": 0.0}  # change nothing
+TRIED, PICTURES = 16, 256  # training images tried before training at most, and pictures of all of them together
 
 
 class DetectionData(VisionData):
@@ -27,7 +39,8 @@ class DetectionData(VisionData):
     Images come to the network by `resize`, by `letterbox`, or as stored, in training and evaluation alike. A training
     picture is then a random part of the image at a random scale, flipped at random; where the image does not fill it,
     the image lies in the upper left corner. Objects are clipped to the picture, and dropped where too little of them is
-    left, or less than a pixel a side.
+    left, or less than a pixel a side. `train_transforms` take the place of all that, photometric changes excepted: they
+    get each image as evaluation shows it; with `letterbox`, what comes out is padded to the canvas.
 
     Args:
         longest: Longer side at most, in pixels; `resize` then gives way. Null: as `resize` makes it.
@@ -86,6 +99,23 @@ class DetectionData(VisionData):
                 raise ConfigError(f"data.{name}: data.train_transforms take its place: leave one of them out")
             if share and (self.crop_size is None or min(self.crop_size) < 2):
                 raise ConfigError(f"data.{name}: training pictures need one size: set data.crop_size or data.letterbox")
+        if self.train_transforms is not None:
+            self._require_idle()
+
+    def _require_idle(self) -> None:
+        """Refuse options that the user's own transforms would silently replace."""
+        changed = []
+        for name, idle in IDLE.items():
+            value, default = getattr(self, name), _default(type(self), name)
+            usual = (idle, self.fit.letterbox, _pair(default)) if name == "crop_size" else (idle, default)
+            if value not in usual:
+                changed.append(name)
+        if changed:
+            named = ", ".join(f"data.{name}" for name in changed)
+            raise ConfigError(
+                f"{named}: data.train_transforms take the place of all that is drawn in training: leave "
+                f"{'it' if len(changed) == 1 else 'these'} out, or the transforms"
+            )
 
     @abstractmethod
     def split(self, name: SplitName) -> Samples | None:
@@ -122,7 +152,7 @@ class DetectionData(VisionData):
 
     def unlabelled(self, folder: Path) -> Samples:
         """Return the images of a folder as samples without objects."""
-        return ImageFiles(list_images(folder), self.channels, self.at_least)
+        return ImageFiles(images_to_predict(folder), self.channels, self.at_least)
 
     # What is checked before training.
 
@@ -141,25 +171,63 @@ class DetectionData(VisionData):
         """Look at every file of every split once; returns warnings.
 
         Raises:
-            DataError: Files are wrong; there are fewer training samples than a batch; or there is no object at all to
-                train on, or to validate with.
+            DataError: Files are wrong; there are fewer training samples than a batch; there is no object at all to
+                train on, or to validate with; or training pictures show none.
         """
         for name in ("train", "val"):
             classes = getattr(self.splits()[name], "class_indices", None)
             if classes is not None and not any(len(indices) for indices in classes):
                 lacking = "nothing can be learned" if name == "train" else "average precision means nothing"
+                wrong = ", wrong boxes left out as data.bad_boxes says" if self.bad_boxes == "drop" else ""
                 raise DataError(
-                    f"{name}: no image has an object to learn from or to measure, of {len(classes)} images, so "
+                    f"{name}: no image has an object to learn from or to measure, of {len(classes)} images{wrong}, so "
                     f"{lacking}: are the annotations those of these images, and of the classes listed?"
                 )
-        return super().check_files()
+        untried = self.check and not self._checked
+        warnings = super().check_files()
+        if untried:
+            self._try_pictures()
+        return warnings
+
+    def _try_pictures(self) -> None:
+        """Refuse training pictures from which all objects are dropped, as a few tell."""
+        samples, transform = self.splits()["train"], self.train_transform()
+        classes = getattr(samples, "class_indices", None)
+        shown = [index for index in range(len(samples)) if classes is None or len(classes[index])]
+        chosen = shown if len(shown) <= TRIED else [shown[each * len(shown) // TRIED] for each in range(TRIED)]
+        tried, pictures = 0, PICTURES // max(1, len(chosen))
+        for index in chosen:
+            sample = samples.read(index)
+            if not len(counted_objects(sample)[1]):
+                continue
+            tried += 1
+            for epoch in range(pictures):
+                with keyed_randomness(self.seed, "sample", epoch, index):
+                    if len(transform(sample)["labels"]):
+                        return
+        if tried:
+            raise DataError(self._nothing_shown(tried, pictures))
+
+    def _nothing_shown(self, tried: int, pictures: int) -> str:
+        """Say that no object was left in any training picture of some images, and what to change."""
+        images = f"{tried} images with objects were" if tried > 1 else "1 image with objects was"
+        said = f"train: {images} tried, and of {pictures} training pictures of each none shows an object"
+        if self.train_transforms is not None:
+            return f"{said}: data.train_transforms drop them all, or leave less than a pixel a side of them"
+        options = {name: getattr(self, name) for name in ("min_visibility", "crop_size", "scale")}
+        options |= {"letterbox": self.fit.letterbox, "resize": self.resize}
+        values = ", ".join(f"data.{name} {_shown(value)}" for name, value in options.items() if value is not None)
+        return (
+            f"{said}: an object is dropped where less than data.min_visibility of it is in the picture, or less than a "
+            f"pixel a side: show more of each image, show it larger, or lower data.min_visibility ({values})"
+        )
 
     # Loaders.
 
     def train_transform(self) -> Transform:
         """Return what is done to each training sample in a worker."""
         if self.train_transforms is not None:
-            return BoxTrainTransform(GivenView(self.fit, self.train_transforms), None, self.photometric)
+            return BoxTrainTransform(GivenView(self.fit, self.train_transforms), self.fit.letterbox, self.photometric)
         view = RandomView(self.fit, self.scale, self.hflip, self.vflip, self.min_visibility, self.crop_size)
         picture: Viewer = view
         samples = self.splits()["train"]
@@ -178,6 +246,17 @@ def _pair(size: int | tuple[int, int] | None) -> Size | None:
     if size is None:
         return None
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    """Write a setting as a config would."""
+    return str(list(value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _default(kind: type, name: str) -> Any:
+    """Return the default of an argument of a class, of the first in its ancestry that has it."""
+    signatures = (inspect.signature(each.__dict__["__init__"]) for each in kind.__mro__ if "__init__" in each.__dict__)
+    return next(signature.parameters[name].default for signature in signatures if name in signature.parameters)
 
 
 def _add_annotations(digest: hashlib.blake2b, annotations: Annotations) -> None:

@@ -71,6 +71,6 @@ def _fit_inside(size: Size, canvas: Size) -> Size:
 
 
 def pad_to_size(image: Tensor, size: Size) -> Tensor:
-    """Add zeros at the bottom and right of an image (C, H, W), up to `size` (height, width)."""
-    bottom, right = size[0] - image.shape[-2], size[1] - image.shape[-1]
+    """Add zeros at the bottom and right of an image (C, H, W), up to `size` (height, width); a longer side stays."""
+    bottom, right = max(0, size[0] - image.shape[-2]), max(0, size[1] - image.shape[-1])
     return F.pad(image, (0, right, 0, bottom)) if bottom or right else image

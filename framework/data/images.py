@@ -22,6 +22,21 @@ def list_images(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
 
 
+def images_to_predict(folder: Path) -> list[Path]:
+    """Return the image files in a folder as `list_images` does.
+
+    Raises:
+        DataError: There is none.
+    """
+    found = list_images(folder)
+    if not found:
+        raise DataError(
+            f"data.predict_dir: {folder} has no image (a file that ends in {', '.join(IMAGE_SUFFIXES)}); folders "
+            "inside it are not searched"
+        )
+    return found
+
+
 def find_images(folder: Path) -> dict[str, Path]:
     """Map file stems to image files in a folder, sorted by name; hidden files are passed over.
 
@@ -66,7 +81,8 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
 
     Args:
         path: The file.
-        at_least: Shorter side that will be needed: a much larger JPEG is decoded at a half, quarter or eighth.
+        at_least: Shorter side that will be needed: a much larger JPEG is decoded at a half, quarter or eighth, the
+            smallest of those that divide both sides.
         content: The file's bytes, where they do not lie at `path`, which then only names them.
 
     Raises:
@@ -78,7 +94,8 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
             raise DataError(f"{path} is animated: save the frame that is meant as an image of its own")
         width, height = image.size
         if at_least is not None and image.format == "JPEG":
-            image.draft(None, (at_least, at_least))
+            divisor = _divisor(image.size, at_least)
+            image.draft(None, (width // divisor, height // divisor))
         rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter turn
         image.load()
     except FileNotFoundError:
@@ -93,6 +110,15 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
         raise DataError(f"{path} is damaged ({error}): replace or remove it") from None
     full = (width, height) if rotated else (height, width)
     return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image, content), image.format == "JPEG")
+
+
+def _divisor(size: tuple[int, int], at_least: int) -> int:
+    """Return by how much a JPEG of a size can be divided as it is decoded, so that `at_least` is left.
+
+    Of a side of 1601 pixels, an eighth would be 201, which show 1608: what is at the far edge would move by 7 pixels.
+    """
+    exact = (by for by in (8, 4, 2) if not any(side % by for side in size) and min(size) >= at_least * by)
+    return next(exact, 1)
 
 
 def _is_deep(path: Path, image: Image.Image, content: bytes | None) -> bool:

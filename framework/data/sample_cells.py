@@ -97,6 +97,7 @@ class NucleusFrames(UnlabelledFrames):
         self.instances = sorted((ROOT / "instances" / split).glob("*.nuclei.png"))
         stems = [path.name.removesuffix(".nuclei.png") for path in self.instances]
         super().__init__([ROOT / "images" / split / f"{stem}.png" for stem in stems], 2, None)
+        self.class_indices = [[0] for _ in self.instances]  # every frame shows nuclei
 
     def read(self, index: int) -> Sample:
         """Return `image`, `boxes`, `labels`, `ignored`, `area` in pixels of the nucleus, `id` and `original_size`."""

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torchvision import tv_tensors
 
 from framework.clock import key
@@ -81,7 +81,7 @@ class SyntheticScenes(SegmentationData):
         self,
         train: PositiveInt = 256,
         val: PositiveInt = 64,
-        test: int = 64,
+        test: NonNegativeInt = 64,
         size: tuple[int, int] = (128, 128),
         scenes_seed: int = 0,
         **options: Any,
@@ -101,6 +101,8 @@ class SyntheticScenes(SegmentationData):
 class SceneObjects(SceneSamples):
     """Scenes rendered when they are asked for, with a box around what is visible of each solid."""
 
+    wrong_in_every_split: ClassVar[bool] = True  # what `remarks` calls wrong
+
     def read(self, index: int) -> Sample:
         """Return `image`, `boxes`, `labels` from 0, `ignored`, `area` in visible pixels, `id` and `original_size`."""
         scene = render_scene(self.seed, index, self.size)
@@ -114,6 +116,13 @@ class SceneObjects(SceneSamples):
             "id": f"scene-{self.seed}-{index}",
             "original_size": self.size,
         }
+
+    def remarks(self) -> tuple[list[str], list[str]]:
+        """Say that no scene has an object, which is wrong: too little of each is visible in a small picture."""
+        if any(len(render_scene(self.seed, index, self.size).labels) for index in range(len(self))):
+            return [], []
+        height, width = self.size
+        return [f"no scene of {len(self)} has an object of 12 pixels or more at {height}x{width}: raise data.size"], []
 
 
 class SyntheticScenesDetection(DetectionData):
@@ -133,7 +142,7 @@ class SyntheticScenesDetection(DetectionData):
         self,
         train: PositiveInt = 256,
         val: PositiveInt = 64,
-        test: int = 64,
+        test: NonNegativeInt = 64,
         size: tuple[int, int] = (128, 128),
         scenes_seed: int = 0,
         **options: Any,
@@ -142,6 +151,10 @@ class SyntheticScenesDetection(DetectionData):
         self.sizes: dict[SplitName, int] = {"train": train, "val": val, "test": test}
         self.size, self.scenes_seed = (size[0], size[1]), scenes_seed
         self.state_classes(SCENE_CLASSES[1:])
+
+    def rules(self) -> str:
+        """Return everything that the data check's verdict depends on: there are no files."""
+        return f"{super().rules()} {self.sizes} {self.size} {self.scenes_seed}"
 
     def split(self, name: SplitName) -> SceneObjects | None:
         """Return a split: the scenes that SyntheticScenes has under the same name."""

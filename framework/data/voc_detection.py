@@ -1,5 +1,6 @@
 """Detection data in Pascal VOC's XML: a file for each image, in VOC's own layout or beside the images."""
 
+from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +64,9 @@ class VOCDetection(DetectionData):
         annotated = {split: _read_all([file.xml for file in found]) for split, found in folder.splits.items()}
         self._require_right([each for found in annotated.values() for each in found])
         names = {each.name for file in annotated["train"] for each in file.objects}
-        self.state_classes(classes or listed_classes(self.root / "classes.txt") or sorted(names))
-        self.notes = _bare(folder)
+        listed = classes or listed_classes(self.root / "classes.txt")
+        self.state_classes(listed or sorted(names))
+        self.notes = [*_bare(folder), *_unlisted(folder), *([] if listed else _alike(self.classes))]
         self.one_based = self._counted_from_one(one_based, annotated)
         self.annotations = self._annotations(folder.splits, annotated)
         if "val" not in self.annotations:
@@ -121,11 +123,14 @@ class VOCDetection(DetectionData):
         return AnnotatedImage(path, file.name, file.xml, objects, said.size)
 
     def _corners(self, each: VOCObject) -> tuple[float, float, float, float]:
-        """Return a box from edge to edge: counted from 1, it begins one pixel earlier; one without area stays so."""
+        """Return a box from edge to edge: counted from 1, it begins one pixel earlier; one that is reversed stays so.
+
+        So a box that ends at the pixel where it begins is one pixel wide, as it includes its last.
+        """
         x1, y1, x2, y2 = each.box
         if not self.one_based:
             return each.box
-        return x1 - (x2 > x1), y1 - (y2 > y1), x2, y2
+        return x1 - (x2 >= x1), y1 - (y2 >= y1), x2, y2
 
     def _hold_out(self) -> None:
         """Move a share of the training images to validation."""
@@ -166,4 +171,23 @@ def _bare(folder: VOCFolder) -> list[str]:
     return [
         f"images without an XML file are left out: {len(bare)}, such as {bare[0]}; one without objects is kept as a "
         "negative if it has an XML file without objects"
+    ]
+
+
+def _unlisted(folder: VOCFolder) -> list[str]:
+    """Say how many XML files none of the lists names."""
+    if not folder.unlisted:
+        return []
+    count = f"{len(folder.unlisted)} annotations are" if len(folder.unlisted) > 1 else "1 annotation is"
+    return [f"{count} in none of the lists that are used, such as {folder.unlisted[0]}"]
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """Name classes whose names differ in capital letters alone."""
+    first: dict[str, str] = {}
+    return [
+        f"the classes '{first[name.lower()]}' and '{name}' differ in capital letters alone: if they are one, write "
+        "both alike"
+        for name in classes
+        if first.setdefault(name.lower(), name) != name
     ]

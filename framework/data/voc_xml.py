@@ -1,5 +1,6 @@
 """One XML file of Pascal VOC's: what it says of an image, or everything that is wrong with it."""
 
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
@@ -84,10 +85,26 @@ def _parse(path: Path) -> Element:
     except ParseError as error:
         line, column = error.position
         what = "is empty" if path.stat().st_size == 0 else str(error).partition(":")[0]
-        raise DataError(f"{path}:{line}:{column + 1}: this is no XML ({what}): is it cut off?") from None
+        hint = _encoding_hint(path.read_bytes()) or "is it cut off?"
+        raise DataError(f"{path}:{line}:{column + 1}: this is no XML ({what}): {hint}") from None
     except (OSError, ValueError, LookupError) as error:
         raise DataError(f"{path} cannot be read as XML ({error})") from None
     return root
+
+
+def _encoding_hint(content: bytes) -> str:
+    """Say that a file is not UTF-8, which it must be if it states nothing else; empty if that is not so."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"encoding=" in content[:200]:
+        return ""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        byte = content[error.start]
+        return (
+            f"the byte {byte:#x} is not UTF-8, and no other encoding is stated: save it as UTF-8, or begin it with "
+            '<?xml version="1.0" encoding="ISO-8859-1"?> if it is Latin-1'
+        )
+    return ""
 
 
 def _object(element: Element) -> VOCObject:
@@ -106,8 +123,15 @@ def _size(root: Element) -> tuple[int, int] | None:
     size = root.find("size")
     if size is None or size.find("height") is None or size.find("width") is None:
         return None
-    height, width = int(_number(size, "height")), int(_number(size, "width"))
+    height, width = _pixels(size, "height"), _pixels(size, "width")
     return (height, width) if height and width else None
+
+
+def _pixels(element: Element, tag: str) -> int:
+    number = _number(element, tag)
+    if not (isfinite(number) and 0 <= number < 2**31):
+        raise ValueError(f"<{tag}> is '{element.findtext(tag, '').strip()}', no number of pixels")
+    return int(number)
 
 
 def _number(element: Element, tag: str) -> float:

@@ -1,5 +1,6 @@
 """Detection data in YOLO's format: `data.yaml`, folders of images, and a label file for each image."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from framework.data.box_files import BoxFiles, hold_out_images, image_ids
 from framework.data.check import report
 from framework.data.datamodule import SplitName
 from framework.data.detection import DetectionData
-from framework.data.yolo_files import find_images_of, label_path, read_description, read_labels
+from framework.data.yolo_files import find_images_of, find_place, label_path, read_description, read_labels
 from framework.errors import ConfigError, DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -25,7 +26,8 @@ class YOLODetection(DetectionData):
     label file of an image lies in `labels/` in place of `images/`, or beside the image. It has a line
     `class cx cy w h` for each object, in shares of the image's width and height; of an outline, the box around it is
     taken. An image without a label file has no objects. The test split may be missing; where there is no `val`, a fixed
-    share of the images is held out, by their names alone.
+    share of the images is held out, by their names alone. A path that begins with `../`, as Roboflow writes, is looked
+    for without that in the folder of `data.yaml` first.
 
     Args:
         root: The folder of `data.yaml`, or this file itself, by any name.
@@ -53,12 +55,15 @@ class YOLODetection(DetectionData):
 
     def _annotations(self, split: SplitName) -> Annotations:
         """Return what is in the images of a split."""
-        images, problems = [], []
+        images, problems, notes = [], [], []
         for part in self.description.splits[split]:
-            found, place = find_images_of(self.description.base, part)
+            place, passed_over = find_place(self.description, split, part)
+            found = find_images_of(place, self.description.base)
             images += found
             problems += _labels_of_nothing(found, place) if place.is_dir() else []
-        twice = [path for path, count in Counter(images).items() if count > 1]
+            if passed_over is not None:
+                notes.append(f"{self.description.path}: {part} is taken to mean {place}, not {passed_over}")
+        twice = [path for path, count in Counter(map(os.path.normpath, images)).items() if count > 1]
         problems += [f"{self.description.path}: '{split}' has {path} more than once" for path in twice]
         self._outlines = 0
         pairs = zip(images, image_ids(images, self.description.base), strict=True)
@@ -69,7 +74,8 @@ class YOLODetection(DetectionData):
             where = label_path(images[0])
             raise DataError(f"none of the {len(images)} images of the {split} split has a label file, such as {where}")
         if self._outlines:
-            self.notes[split] = [f"of {self._outlines} objects given by an outline, the box around it is taken"]
+            notes.append(f"of {self._outlines} objects given by an outline, the box around it is taken")
+        self.notes[split] = notes
         return annotations
 
     def _image(self, path: Path, name: str, problems: list[str]) -> AnnotatedImage:

@@ -53,8 +53,8 @@ def read_description(path: Path) -> YOLODescription:
         if found.get(key) is None:
             hint = suggest(key, [str(other) for other in found if other not in KEYS])
             raise DataError(f"{path} has no '{key}'" + (f"; {hint}" if hint.startswith("did") else ""))
-    folder, stated = path.parent, str(found.get("path") or ".")
-    base = folder / stated if (folder / stated).is_dir() else folder  # a path of the machine that wrote it
+    stated = _existing(path.parent, str(found.get("path") or "."))
+    base = stated if stated.is_dir() else path.parent  # a path of the machine that wrote it
     splits = {split: _parts(path, split, found[split]) for split in ("train", "val", "test") if found.get(split)}
     return YOLODescription(path, base, splits, _names(path, found), "kpt_shape" in found)
 
@@ -71,6 +71,9 @@ def _names(path: Path, found: dict[str, Any]) -> list[str]:
     """Return the names of the classes in the order of their indices."""
     names = found["names"]
     if isinstance(names, dict):
+        numbers = [int(key) if isinstance(key, str) and key.isdecimal() else key for key in names]
+        if len(set(numbers)) == len(names):  # '0' is a number as well
+            names = dict(zip(numbers, names.values(), strict=True))
         if set(names) != set(range(len(names))):
             raise DataError(
                 f"{path}: 'names' must number the classes from 0 without gaps, got {sorted(names, key=str)}"
@@ -80,25 +83,67 @@ def _names(path: Path, found: dict[str, Any]) -> list[str]:
         raise DataError(f"{path}: 'names' must be a list of the classes, or each under its number, got {names!r}")
     if "nc" in found and found["nc"] != len(names):
         raise DataError(f"{path}: 'nc' is {found['nc']}, but 'names' has {len(names)} classes: one of them is wrong")
+    wrong = [f"class {index} is {name!r}" for index, name in enumerate(names) if not isinstance(name, str)]
+    if wrong:
+        raise DataError(f"{path}: 'names' must be text, but to YAML {', '.join(wrong[:5])}: write it in quotes")
     return [str(name) for name in names]
 
 
-def find_images_of(base: Path, part: str) -> tuple[list[Path], Path]:
-    """Return the images of one part of a split, sorted by name or as listed, and what was looked into.
+def _existing(base: Path, written: str) -> Path:
+    """Return what a path means: with slashes for backslashes, where there is nothing as it is written."""
+    place = base / written
+    return place if "\\" not in written or place.exists() else base / written.replace("\\", "/")
+
+
+class Place(NamedTuple):
+    """Where one part of a split is.
 
     Args:
-        base: Folder from which `part` starts.
-        part: A folder, which is searched to its depth, or a text file with a path a line, which start from the folder
-            of the list or from `base`.
+        path: A folder, or a list of images.
+        passed_over: What else it could have meant; None: nothing.
+    """
+
+    path: Path
+    passed_over: Path | None
+
+
+def find_place(description: YOLODescription, split: str, part: str) -> Place:
+    """Return where a part of a split is.
+
+    Roboflow starts from a folder beside `data.yaml`, and writes `../train/images` for `train/images`. So what lies
+    inside the folder of `data.yaml` goes before what lies outside.
 
     Raises:
-        DataError: It is not there, or has no image.
+        DataError: It is not there.
     """
-    place = base / part
-    if not place.exists() and part.startswith("../"):  # Roboflow starts from a folder beside the file
-        place = base / part.removeprefix("../")
-    if not place.exists():
-        raise DataError(f"{place} does not exist, of which {base} should have the images")
+    outer = _existing(description.base, part)
+    inside = part.replace("\\", "/")
+    while inside.startswith("../"):
+        inside = inside.removeprefix("../").lstrip("/")
+    inner = description.base / inside
+    if inside and inner != outer and inner.exists():
+        other = outer.exists() and outer.resolve() != inner.resolve()
+        return Place(inner, outer if other else None)
+    if not outer.exists():
+        machine = ": is it a path of another machine?" if part.startswith(("/", "~")) or ":" in part else ""
+        raise DataError(
+            f"{description.path}: '{split}' is {part}, but {outer} does not exist{machine or '.'} Write where these "
+            f"images are from {description.base}, such as images/{split}"
+        )
+    return Place(outer, None)
+
+
+def find_images_of(place: Path, base: Path) -> list[Path]:
+    """Return the images of one part of a split, sorted by name or as listed.
+
+    Args:
+        place: A folder, which is searched to its depth, or a text file with a path a line, which start from the folder
+            of the list or from `base`.
+        base: Folder from which the description starts.
+
+    Raises:
+        DataError: It has no image.
+    """
     if place.is_dir():
         found = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         images = [path for path in found if not path.name.startswith(".")]
@@ -106,7 +151,7 @@ def find_images_of(base: Path, part: str) -> tuple[list[Path], Path]:
         images = list(_listed(place, base))
     if not images:
         raise DataError(f"{place} has no image (a file that ends in {', '.join(IMAGE_SUFFIXES)})")
-    return images, place
+    return images
 
 
 def _listed(path: Path, base: Path) -> Iterator[Path]:
@@ -116,8 +161,8 @@ def _listed(path: Path, base: Path) -> Iterator[Path]:
         raise DataError(f"{path} cannot be read as a list of images ({error})") from None
     for line in (line.strip() for line in lines):
         if line:
-            beside = path.parent / line
-            yield beside if beside.is_file() else base / line
+            beside = _existing(path.parent, line)
+            yield beside if beside.is_file() else _existing(base, line)
 
 
 def label_path(image: Path) -> Path:

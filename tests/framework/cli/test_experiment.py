@@ -91,6 +91,21 @@ def test_a_checkpoint_alone_is_enough_to_test_and_predict(run, tmp_path):
     assert np.asarray(mask).max() <= 2
 
 
+def test_a_checkpoint_whose_data_is_gone_says_how_to_give_another_folder(run, capsys):
+    checkpoint = str(run("--trainer.max_epochs", "1") / "checkpoints/best.ckpt")
+    Path("set").rename("moved")
+    capsys.readouterr()
+    run("--ckpt_path", checkpoint, command="validate", config=None, code=2)
+    said = capsys.readouterr().err
+    assert "data.root: set is no folder" in said
+    assert f"(data.root is what {checkpoint} was trained with; --data.root DIR gives another)" in said
+    run("--ckpt_path", checkpoint, "--data.root", "gone", command="validate", config=None, code=2)
+    said = capsys.readouterr().err
+    assert "data.root: gone is no folder" in said
+    assert "trained with" not in said
+    run("--ckpt_path", checkpoint, "--data.root", "moved", command="validate", config=None)
+
+
 def test_options_override_files_and_later_files_override_earlier_ones(run, capsys):
     Path("more.yaml").write_text("trainer: {max_epochs: 7}\nmodel: {init_args: {head: {class_path: UNet}}}\n")
     arguments = [

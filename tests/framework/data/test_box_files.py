@@ -226,6 +226,16 @@ def test_classes_of_each_image_and_what_the_split_lacks(tmp_path):
     assert "no object of class bird" in look(files(tmp_path, two, classes=("cat", "dog", "bird")))[2]
 
 
+def test_boxes_that_are_dropped_do_not_make_their_image_one_of_their_class(tmp_path):
+    good = (1, 1, 9, 9)
+    bad = [(9, 9, 1, 1), (1, 1, 1, 9), (1, 1, NAN, 9), (1, 1, 1e60, 9), (-INF, 1, 9, 9)]
+    images = [[Object(box, 1, "a"), Object(good, 0, "b")] for box in [*bad, good]]
+    samples = files(tmp_path, *images, bad_boxes="drop")
+    assert samples.class_indices == [[0]] * 5 + [[0, 1]]
+    assert samples.class_indices == [sorted(set(samples.read(index)["labels"].tolist())) for index in range(6)]
+    assert BoxFiles(samples.annotations, samples.classes, 3, None).class_indices == [[0, 1]] * 6
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("kind", ["none", "ignored", "dropped"])
 def test_a_split_with_no_object_stops(tmp_path, split, kind):

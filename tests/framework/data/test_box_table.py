@@ -116,6 +116,34 @@ def test_numbers_without_a_list_are_names_by_size(rows):
     assert data().classes == ("2", "9", "10")
 
 
+@pytest.mark.parametrize("listed", [None, ["blue", "green", "red"], ["0", "1", "2"]])
+def test_whole_numbers_may_be_written_as_floats(rows, listed):
+    write([[row[0], f"{CLASSES.index(row[1])}.0" if row[1] else "", *row[2:]] for row in rows])
+    module = data(classes=listed)
+    assert module.classes == tuple(listed or ("0", "1", "2"))
+    whole = [CLASSES.index(row[1]) for row in rows if row[1] and row[6] == "train"]
+    assert module.annotations["train"].labels.tolist() == whole
+
+
+def test_paths_with_backslashes(rows):
+    write([[row[0].replace("/", "\\"), *row[1:]] for row in rows])
+    assert_true(data(), "train")
+
+
+def test_an_image_in_two_spellings_is_one(rows):
+    for row, spelling in zip(rows[1:3], ("./photos/", "photos/../photos/"), strict=True):
+        assert row[0] == "photos/train001.png"
+        row[0] = row[0].replace("photos/", spelling)
+    assert_true(data(write(rows)), "train")
+    assert_true(data(root="photos/.."), "train")
+
+
+def test_a_table_without_rows(rows):
+    write([])
+    with pytest.raises(DataError, match=r"t.csv has no row under the names of its columns"):
+        data()
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -231,6 +231,13 @@ def test_a_users_own_transforms_move_boxes_and_pixels_alike(shrink):
     assert len(counts) > 1  # objects outside of the crop are dropped
 
 
+@pytest.mark.parametrize("form", ["XYWH", "CXCYWH"])
+def test_boxes_that_a_transform_gives_in_another_form_stay_on_their_objects(form):
+    view = GivenView(Fit(), [v2.ConvertBoundingBoxFormat(form)])(Rectangles().read(1))
+    assert torch.equal(view.boxes, Rectangles().boxes(1))
+    assert type(view.boxes) is torch.Tensor
+
+
 class DropsBoxes(v2.Transform):
     def forward(self, sample):
         return {**sample, "boxes": sample["boxes"][:1]}

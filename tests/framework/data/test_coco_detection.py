@@ -94,6 +94,34 @@ def test_the_same_boxes_as_pycocotools(root, capsys):
     assert seen == 9
 
 
+def test_whole_floats_are_ids_as_well(root):
+    def floating(content):
+        for key, ids in (("images", ["id"]), ("categories", ["id"]), ("annotations", ["id", "image_id"])):
+            for each in content[key]:
+                each.update({name: float(each[name]) for name in ids})
+
+    change(TRAIN, floating)
+    assert truth(data(), "train") == expected("train")
+    change(TRAIN, lambda content: content["annotations"][2].update(bbox=[1, 2, -3, 4]))
+    with pytest.raises(DataError, match=r"annotation 3 \(\w+\): the box"):
+        data().check_files()
+
+
+def test_a_crowd_may_be_written_as_truth(root):
+    def crowds(content):
+        for each, value in zip(content["annotations"], (True, False, 1.0, 0.0, None), strict=False):
+            each["iscrowd"] = value
+
+    change(TRAIN, crowds)
+    assert data().annotations["train"].ignored[:5].tolist() == [True, False, True, False, False]
+
+
+def test_ids_that_are_text_on_one_side(root):
+    change(TRAIN, lambda content: [each.update(id=str(each["id"])) for each in content["images"]] and None)
+    with pytest.raises(DataError, match="image_id 10 is the id of no image: ids are text there and numbers here"):
+        data()
+
+
 # Layouts.
 
 
@@ -305,7 +333,20 @@ def without(key, index, name):
         (without("annotations", 2, "image_id"), "annotation 3: it has no 'image_id'"),
         (lambda content: content["annotations"].__setitem__(2, 5), r"annotations\[2\]: it is not what it should be"),
         (at("images", 1, id=10), r"images\[1\] \(train001.png\): train000.png has the id 10 already"),
-        (at("images", 1, file_name="train000.png"), "train000.png is listed twice"),
+        (at("images", 1, file_name="train000.png"), "train000.png is listed twice, with"),
+        (at("images", 1, file_name="./train000.png"), r"train000.png is listed twice \(as train000.png, ./train000"),
+        (at("images", 1, height=float("inf")), r"images\[1\]: .*height inf is no number of pixels"),
+        (at("images", 1, width=10**30), r"images\[1\]: .*width 10{30} is no number of pixels"),
+        (at("images", 1, width=10**400), r"images\[1\]: .*width 10+ is no number of pixels"),
+        (at("annotations", 2, bbox=[1, 2, 10**400, 4]), "annotation 3: its bbox must be four numbers"),
+        (at("annotations", 2, iscrowd="0"), "annotation 3: iscrowd is '0', neither 0 nor 1"),
+        (at("annotations", 2, iscrowd=2), "annotation 3: iscrowd is 2, neither 0 nor 1"),
+        (
+            at("annotations", 2, image_id="10"),
+            "annotation 3: image_id '10' is the id of no image: ids are numbers there and text here",
+        ),
+        (at("categories", 1, name=None), r"categories\[1\]: .*name None is no text"),
+        (at("categories", 1, name=5), r"categories\[1\]: .*name 5 is no text: write it in quotes"),
         (without("images", 1, "file_name"), r"images\[1\]: it has no 'file_name'"),
         (at("images", 1, height="tall"), r"images\[1\]: it is not what it should be"),
         (at("categories", 1, id=1), r"categories\[1\] \(green\): 'blue' has the id 1 already"),

@@ -56,6 +56,95 @@ def test_options_that_contradict_each_other_are_refused_by_name(options, message
         RectangleData(**options)
 
 
+FLIP = [v2.RandomHorizontalFlip()]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"crop_size": 64}, "data.crop_size"),
+        ({"crop_size": 64, "letterbox": 80}, "data.crop_size"),
+        ({"scale": (0.5, 2.0)}, "data.scale"),
+        ({"hflip": 0.1, "vflip": 0.5}, "data.hflip, data.vflip"),
+        ({"min_visibility": 0.9}, "data.min_visibility"),
+    ],
+)
+def test_options_that_transforms_of_ones_own_would_replace_are_refused(options, named):
+    with pytest.raises(ConfigError, match=rf"^{named}: data\.train_transforms take the place .*: leave \w+ out"):
+        RectangleData(train_transforms=FLIP, **options)
+
+
+def test_options_that_say_what_is_so_go_with_transforms_of_ones_own():
+    RectangleData(train_transforms=FLIP, letterbox=80)
+    RectangleData(train_transforms=FLIP, scale=(1.0, 1.0), hflip=0.0, vflip=0.0, min_visibility=0.0)
+    SampleCellsDetection(train_transforms=FLIP)  # has a crop_size and a vflip of its own
+    SampleCellsDetection(train_transforms=FLIP, crop_size=None)
+    with pytest.raises(ConfigError, match=r"^data\.crop_size, data\.vflip: "):
+        SampleCellsDetection(train_transforms=FLIP, crop_size=96, vflip=0.25)
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape", "size"),
+    [
+        (FLIP[0], (100, 80), (60, 80)),
+        (v2.Resize((120, 70)), (120, 80), (120, 70)),
+        (v2.Pad(30), (120, 140), (120, 140)),
+    ],
+    ids=["smaller", "higher", "larger"],
+)
+def test_pictures_of_ones_own_transforms_fill_the_letterbox(transform, shape, size):
+    data = RectangleData(batch_size=2, letterbox=(100, 80), train_transforms=[transform])
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (2, 12, *shape)
+    assert batch["size"] == [size] * 2
+
+
+# What is found before training.
+
+
+class Checked(RectangleData):
+    def __init__(self, cache, **options):
+        super().__init__(batch_size=2, **options)
+        self.check, self.check_cache = True, cache
+
+
+DROPPING = [
+    (
+        {"crop_size": 4},
+        r"train: 4 images .* of 64 .* none .*data\.min_visibility 0\.3, .*data\.crop_size \[4, 4\]",
+    ),
+    ({"scale": (0.01, 0.02)}, r"data\.scale \[0\.01, 0\.02\]"),
+    ({"letterbox": 3}, r"data\.letterbox \[3, 3\]"),
+    ({"train_transforms": [v2.Resize((2, 2))]}, r"data\.train_transforms drop them all"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), DROPPING)
+def test_training_pictures_that_show_no_object_are_found_before_training(options, message, tmp_path):
+    options = {"min_visibility": 0.3, **options}
+    with pytest.raises(DataError, match=message):
+        Checked(tmp_path, **options).check_files()
+    unchecked = Checked(tmp_path, **options)
+    unchecked.check = False
+    assert unchecked.check_files() == []
+
+
+def test_one_picture_with_an_object_is_enough_and_takes_one_image(tmp_path):
+    data = Checked(tmp_path, crop_size=48)
+    state = torch.random.get_rng_state()
+    assert data.check_files() == data.check_files() == []
+    assert len(data.samples.was_read) == 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 200)])
+def test_scenes_too_small_to_show_an_object_are_refused(size, tmp_path):
+    options = {"train": 4, "val": 2, "test": 2, "batch_size": 2, "check_cache": str(tmp_path)}
+    assert SyntheticScenesDetection(**options).check_files() == []
+    with pytest.raises(DataError, match=rf"train: no scene of 4 has an object .* at {size[0]}x{size[1]}: raise data"):
+        SyntheticScenesDetection(**options, size=size).check_files()
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
@@ -209,6 +298,11 @@ def test_sampling_needs_to_know_the_classes_before_images_are_read():
     data = RectangleData(sampling=RepeatFactor(0.5), batch_size=1)
     with pytest.raises(ConfigError, match=r"data\.sampling: the samples of RectangleData have no `class_indices`"):
         data.check_files()
+
+
+def test_cells_can_be_sampled():
+    data = SampleCellsDetection(sampling=ClassBalanced(), batch_size=2)
+    assert data.train_labels.counts().tolist() == [data.epoch_length()] == [6]
 
 
 # Embedded data.

@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from framework.data.datamodule import ImageFiles
-from framework.data.images import MaskTable, distinct_names, find_images, list_images, read_image
+from framework.data.images import (
+    MaskTable,
+    distinct_names,
+    find_images,
+    images_to_predict,
+    list_images,
+    read_image,
+)
 from framework.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -67,6 +74,25 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_but_keeps_its_size(tmp_path):
     values, size = read_image(tmp_path / "x.jpg", at_least=100)
     assert size == (800, 1200)
     assert values.shape == (100, 150, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((1201, 1601), (1201, 1601)), ((1202, 1604), (601, 802)), ((1204, 1604), (301, 401)), ((1208, 1600), (151, 200))],
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_edge_lies_where_it_was_in_a_jpeg_decoded_at_a_fraction(tmp_path, size, decoded, orientation):
+    pixels = np.zeros((*size, 3), np.uint8)
+    pixels[:, : size[1] - 80] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=97, subsampling=0, exif=exif)
+    values, full = read_image(tmp_path / "x.jpg", at_least=120)
+    turned = orientation == 6
+    assert full == (size[::-1] if turned else size)
+    assert values.shape[:2] == (decoded[::-1] if turned else decoded)
+    profile = values[:, 50, 0] if turned else values[50, :, 0]
+    assert profile.sum() / 255 * size[1] / len(profile) == pytest.approx(size[1] - 80, abs=0.5)
 
 
 def damage(path, kind):
@@ -186,3 +212,11 @@ def test_a_jpeg_is_no_mask(tmp_path):
     save(tmp_path / "x.jpg", CLASSES)
     with pytest.raises(DataError, match="JPEG"):
         MaskTable(3, 255).read(tmp_path / "x.jpg")
+
+
+def test_a_folder_to_predict_without_images_is_named(tmp_path):
+    (tmp_path / "inside").mkdir()
+    path = save(tmp_path / "inside/a.png")
+    with pytest.raises(DataError, match=rf"data.predict_dir: {tmp_path} has no image .* inside it are not searched"):
+        images_to_predict(tmp_path)
+    assert images_to_predict(tmp_path / "inside") == [path]

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from framework.cli.main import main
 from framework.conformance import check_plugin
@@ -150,6 +151,63 @@ def test_lists_of_one_class_have_a_mark_behind_each_name(root):
     assert truth(data(train="blue_train"), "train") == expected("train")
 
 
+def rename(old, new):
+    """Rename an image and its annotation."""
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        target = Path(f"set/{folder}/{new}.{suffix}")
+        target.parent.mkdir(exist_ok=True)
+        Path(f"set/{folder}/{old}.{suffix}").rename(target)
+
+
+def test_names_that_end_like_a_mark(root):
+    for number, name in enumerate(("img", "img 1", "img -1", "other 0")):
+        rename(f"train00{number}", name)
+    names = ["img", "img 1", "img -1", "other 0", "train004", "train005"]
+    Path("set/ImageSets/Main/train.txt").write_text("\n".join(names))
+    boxes = [value for value, _ in truth(data(), "train").values()]
+    assert list(truth(data(), "train")) == names
+    assert boxes == [value for value, _ in expected("train").values()]
+
+
+def test_names_with_folders_suffixes_or_backslashes(root):
+    rename("train000", "deep/train000")
+    Image.open("set/JPEGImages/deep/train000.jpg").save("set/JPEGImages/deep/train000.png")
+    Path("set/JPEGImages/deep/train000.jpg").unlink()
+    rename("train001", "deep/train001")
+    names = ["deep/train000", "deep\\train001", "train002.jpg", "./train003", "train004 -1", "train005.jpg 1"]
+    Path("set/ImageSets/Main/train.txt").write_text("\n".join(names))
+    module = data()
+    assert list(truth(module, "train")) == ["deep/train000", "deep/train001", *(f"train00{n}" for n in range(2, 6))]
+    assert [value for value, _ in truth(module, "train").values()] == [v for v, _ in expected("train").values()]
+    assert not [line for line in module.check_files() if "no object:" not in line]
+
+
+def test_an_image_twice_in_a_list(root):
+    Path("set/ImageSets/Main/val.txt").write_text("val000\nval001\n./val000\nval002\nval001.jpg\n")
+    with pytest.raises(DataError) as error:
+        data()
+    assert "set/ImageSets/Main/val.txt:3: val000 is in line 1 already" in str(error.value)
+    assert "set/ImageSets/Main/val.txt:5: val001 is in line 2 already" in str(error.value)
+
+
+def test_annotations_that_no_list_names_are_counted(root):
+    for name in ("more", "most"):
+        shutil.copy("set/Annotations/train000.xml", f"set/Annotations/{name}.xml")
+    said = "train: 2 annotations are in none of the lists that are used, such as set/Annotations/more.xml"
+    assert said in data().check_files()
+
+
+def test_annotations_in_folders_of_their_own_need_lists(root):
+    shutil.rmtree(root / "ImageSets")
+    for path in Path("set/Annotations").iterdir():
+        rename(path.stem, f"deep/{path.stem}")
+    with pytest.raises(ConfigError, match=r"set/Annotations has no XML file of its own; .* deep/\w+ for this one"):
+        data()
+    shutil.rmtree(root / "Annotations/deep")
+    with pytest.raises(ConfigError, match=r"set/Annotations has no XML file of its own$"):
+        data()
+
+
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_a_list_that_is_missing(root, missing):
     Path(f"set/ImageSets/Main/{missing}.txt").unlink()
@@ -157,6 +215,11 @@ def test_a_list_that_is_missing(root, missing):
         data()
     with pytest.raises(ConfigError, match=r"data.val: set/ImageSets/Main/v.txt is missing, which lists the val split"):
         data(train="test", val="v")
+
+
+def test_a_folder_to_predict_that_has_no_image_of_its_own(root):
+    with pytest.raises(DataError, match=r"data.predict_dir: set has no image .*; folders inside it are not searched"):
+        data(predict_dir="set").predict_dataloader()
 
 
 def test_a_test_list_without_annotations_is_no_test_split(root):
@@ -197,6 +260,13 @@ def test_a_class_that_is_not_in_the_list(root):
     assert "2 unknown class names in the data" in str(error.value)
     assert "train001.xml object 1 (and 1 more): 'gren' is no class; did you mean 'green'?" in str(error.value)
     assert "val001.xml object 2: 'zebra' is no class; valid: blue, green, red" in str(error.value)
+
+
+def test_classes_that_differ_in_capital_letters_are_remarked_upon(root):
+    edit("train001", "<name>green", "<name>Green")
+    said = "train: the classes 'Green' and 'green' differ in capital letters alone: if they are one, write both alike"
+    assert said in data().check_files()
+    assert said not in data(classes=["Green", "green", "red", "blue"]).check_files()
 
 
 def test_a_class_that_training_lacks(root):
@@ -270,6 +340,8 @@ def test_broken_xml_is_named_with_line_and_column(root):
         ("<xmin>2</xmin>", "", "object 1: <bndbox> has no <xmin>"),
         ("<xmin>2<", "<xmin>two<", "object 1: <xmin> is 'two', no number"),
         ("<width>80<", "<width>?<", "the size of the image: <width> is '\\?', no number"),
+        ("<width>80<", "<width>inf<", "the size of the image: <width> is 'inf', no number of pixels"),
+        ("<width>80<", "<width>1e30<", "the size of the image: <width> is '1e30', no number of pixels"),
         ("annotation>", "html>", ": its outermost element is <html>, not <annotation>"),
     ],
 )
@@ -284,7 +356,7 @@ def test_entries_that_are_wrong(root, old, new, said):
     [
         ("<xmin>2<", "<xmin>NaN<", r"object 1 \(green\): the box x1, y1, x2, y2 = nan, 4, 17, 18 is not finite"),
         ("<xmin>2<", "<xmin>30<", r"= 30, 4, 17, 18 is reversed \(x2 < x1"),
-        ("<xmin>2<", "<xmin>17<", "= 17, 4, 17, 18 has no area"),
+        ("<xmin>2<", "<xmin>18<", "= 18, 4, 17, 18 is reversed"),
         ("<xmax>17<", "<xmax>170<", "= 1, 4, 170, 18 sticks out"),
         ("<ymin>5</ymin><xmax>17</xmax><ymax>18<", "<ymin>65</ymin><xmax>17</xmax><ymax>70<", "lies outside"),
         ("<height>64<", "<height>640<", "the size stated is 80x640, but .* is 80x64: was it resized"),
@@ -297,6 +369,23 @@ def test_boxes_that_are_wrong_stop_before_training(root, old, new, said):
     edit("train001", old, new)
     with pytest.raises(DataError, match=f"train: set/Annotations/train001.xml.*{said}"):
         data().check_files()
+
+
+def test_a_box_that_ends_where_it_begins_is_one_pixel_wide_if_counted_from_1(root):
+    edit("train001", "<xmin>2<", "<xmin>17<")
+    assert data().splits()["train"].read(1)["boxes"][0].tolist() == [16, 4, 17, 18]
+    with pytest.raises(DataError, match=r"train001.xml .*= 17, 5, 17, 18 has no area"):
+        data(one_based=False).check_files()
+
+
+def test_a_file_in_another_encoding_than_it_states(root):
+    path = Path("set/Annotations/train001.xml")
+    text = path.read_text().replace("<name>green", "<name>gr\u00fcn")
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"train001.xml:3:\d+: .* the byte 0xfc is not UTF-8, .* if it is Latin-1"):
+        data()
+    path.write_bytes(('<?xml version="1.0" encoding="ISO-8859-1"?>' + text).encode("latin-1"))
+    assert "gr\u00fcn" in data().classes
 
 
 def test_a_size_of_zero_as_some_tools_write_is_none(root):

@@ -68,6 +68,35 @@ def test_descriptions(root, values):
         assert_true(data(), split)
 
 
+def test_a_path_inside_the_folder_goes_before_one_outside(root):
+    shutil.copytree("set/images/val", "images/train")
+    describe(train="../images/train")
+    module = data()
+    assert_true(module, "train")
+    said = "train: set/data.yaml: ../images/train is taken to mean set/images/train, not set/../images/train"
+    assert said in module.check_files()
+    shutil.copytree("set/labels/train", "labels/other")
+    Path("set/images/train").rename("images/other")
+    describe(train="../images/other")  # of these there are none inside
+    module = data()
+    assert_true(module, "train")
+    assert not [line for line in module.check_files() if "taken to mean" in line]
+
+
+def test_paths_with_backslashes(root):
+    train = box_scenes()["train"]
+    Path("set/train.txt").write_text("".join(f".\\images\\train\\{scene.name}.png\n" for scene in train))
+    describe(train="train.txt", val="images\\val", test="..\\images\\test")
+    for split in ("train", "val", "test"):
+        assert_true(data(), split)
+
+
+@pytest.mark.parametrize("names", [{"0": "blue", "1": "green", "2": "red"}, {"0": "blue", 1: "green", 2: "red"}])
+def test_numbers_of_classes_may_stand_in_quotes(root, names):
+    describe(names=names)
+    assert data().classes == CLASSES
+
+
 def test_the_description_may_have_any_name_and_place(root):
     Path("set/data.yaml").rename("set/mine.yml")
     assert_true(data(), "train")
@@ -194,10 +223,19 @@ def test_boxes_that_are_wrong_stop_before_training(root, line, said):
         ),
         ("train: images/train\nnames: 3", "'names' must be a list"),
         ("train: images/train\nnames: [a, b]\nnc: 3", "'nc' is 3, but 'names' has 2 classes"),
+        ("train: images/train\nnames: [a, no, 1.10]", "class 1 is False, class 2 is 1.1: write it in quotes"),
+        ("train: images/train\nnames: {0: a, 1: null}", "class 1 is None: write it in quotes"),
+        ("train: images/train\nnames: {0: a, '0': b}", "'names' must number the classes from 0"),
+        (
+            "train: /home/bob/set/images/train\nnames: [a]",
+            r"set/data.yaml: 'train' is /home/bob/set/images/train, but .*: is it a path of another machine\? "
+            "Write where these images are from set, such as images/train",
+        ),
         ("train: {a: b}\nnames: [a, b]", "'train' must be a folder"),
         ("train: images/trian\nnames: [a, b, c]", "set/images/trian does not exist"),
         ("train: labels/train\nnames: [a, b, c]", "set/labels/train has no image"),
         ("train: [images/train, images]\nnames: [a, b, c]", "'train' has set/images/train/train000.png more than once"),
+        ("train: [images/train, images/val/../train]\nnames: [a, b, c]", "images/train/train000.png more than once"),
     ],
 )
 def test_descriptions_that_are_wrong(root, text, said):
