@@ -81,7 +81,7 @@ class DetectionInference:
         overlap: Fraction of a tile that the next one shares, at least; objects up to this size are seen whole.
         whole: Look at the whole image too, for objects larger than the overlap.
         flip: Average with what is found in the mirror image.
-        nms_iou: Boxes of a class from several views that overlap by more than this are one object.
+        nms_iou: Boxes of a class from several views that overlap by more than this are one object; null: the head's.
         max_detections: How many are kept of an image.
         batch_size: Tiles at a time.
         scale: Enlarge the tiles by this factor, for objects smaller than those of training.
@@ -95,7 +95,7 @@ class DetectionInference:
         overlap: float = 0.2,
         whole: bool = True,
         flip: bool = False,
-        nms_iou: float = 0.5,
+        nms_iou: float | None = None,
         max_detections: int = 100,
         batch_size: int = 8,
         scale: float = 1.0,
@@ -105,15 +105,20 @@ class DetectionInference:
             raise ConfigError(f"inference.tile must be at least 1 pixel, got {self.tile}")
         if not 0 <= overlap < 1:
             raise ConfigError(f"inference.overlap must be in [0, 1), got {overlap}")
-        if not 0 < nms_iou <= 1:
+        if nms_iou is not None and not 0 < nms_iou <= 1:
             raise ConfigError(f"inference.nms_iou must be in (0, 1], got {nms_iou}")
         if scale <= 0:
             raise ConfigError(f"inference.scale must be above 0, got {scale}")
         for name, number in (("max_detections", max_detections), ("batch_size", batch_size)):
             if number < 1:
                 raise ConfigError(f"inference.{name} must be at least 1, got {number}")
-        self.overlap, self.whole, self.flip, self.nms_iou = overlap, whole, flip, nms_iou
+        self.overlap, self.whole, self.flip, self.given_iou = overlap, whole, flip, nms_iou
+        self.nms_iou: float = 0.5 if nms_iou is None else nms_iou
         self.max_detections, self.batch_size, self.scale = max_detections, batch_size, scale
+
+    def suit(self, nms_iou: float) -> None:
+        """Join boxes by a head's own `nms_iou`, unless another was given: what it keeps apart stays apart."""
+        self.nms_iou = nms_iou if self.given_iou is None else self.given_iou
 
     def __call__(self, network: Finder, images: Tensor, sizes: Sequence[Size]) -> list[Detections]:
         """Find the objects of every image.

@@ -55,6 +55,13 @@ RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("model.freeze", "said", ""),
     ("model.loss", "said", ""),
     ("model.inference", "said", ""),
+    ("model.score_threshold", "said", ""),
+    ("model.head.score_threshold", "said", ""),  # what a detection head does with its outputs
+    ("model.head.nms_iou", "said", ""),
+    ("model.head.max_detections", "said", ""),
+    ("model.head.topk_candidates", "said", ""),
+    ("model.head.proposals", "said", ""),
+    ("model.head.class_weights", "said", ""),
     ("model.channels_last", "said", UNEQUAL),
     ("model.compile", "said", UNEQUAL),
     ("model", "refused", "another network"),  # task, backbone, head, and whatever a task adds

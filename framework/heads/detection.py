@@ -27,6 +27,8 @@ class DetectionHead(nn.Module, ABC):
         multiple: What the height and width of the canvas must be divisible by, beside the backbone's own.
         used: Indices of the backbone's levels that the head reads.
         loss_names: Names of what `losses` returns, the same in every step.
+        nms_iou: Two detections of one class that overlap by more than this are one object, in (0, 1]; by it, too, are
+            those of several tiles put together.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("Detection",)
@@ -34,6 +36,7 @@ class DetectionHead(nn.Module, ABC):
     multiple: int
     used: tuple[int, ...]
     loss_names: tuple[str, ...]
+    nms_iou: float = 0.5
 
     @abstractmethod
     def losses(self, features: Features, frame: Frame, objects: Sequence[Objects]) -> dict[str, Tensor]:

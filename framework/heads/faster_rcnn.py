@@ -71,6 +71,7 @@ class FasterRCNN(DetectionHead):
         class_weights: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
         require_positive(channels=channels, train_proposals=min(train_proposals), proposals=min(proposals))
         require_positive(box_batch_size=box_batch_size, representation_size=representation_size)
         require_positive(max_detections=max_detections)

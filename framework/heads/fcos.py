@@ -81,6 +81,7 @@ class FCOS(DetectionHead):
         class_weights: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
         require_positive(channels=channels, convolutions=convolutions)
         if channels % 32 or channels == 32:  # a group of one channel would be normalised to nothing on a map of 1x1
             raise ConfigError(f"channels must be divisible by 32 and at least 64, got {channels}")

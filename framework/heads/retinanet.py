@@ -78,6 +78,7 @@ class RetinaNet(DetectionHead):
         class_weights: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
         require_positive(channels=channels, convolutions=convolutions)
         self.selection = Selection(score_threshold, nms_iou, topk_candidates, max_detections)
         self.register_buffer("class_weights", class_weight_tensor(class_weights, num_classes), persistent=False)

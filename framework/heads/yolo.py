@@ -92,6 +92,7 @@ class YOLO(DetectionHead):
         classification_weight: float = 10.0,
     ) -> None:
         super().__init__()
+        self.nms_iou = nms_iou
         require_positive(channels=channels, depth=depth)
         weights = {"box": box_weight, "objectness": objectness_weight, "classification": classification_weight}
         if min(weights.values()) <= 0:

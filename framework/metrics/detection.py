@@ -114,6 +114,11 @@ class DetectionMetrics(nn.Module):
         table += ["ar1", "ar10", f"ar{self.max_detections}", *(f"ar_{size}" for size in SIZES)]
         return [*table, *Point._fields, *(f"ap/{name}" for name in self.class_names)]
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is a result to draw: in the first process alone, and not where no object was counted."""
+        return self._split is not None
+
     def confusion(self) -> NDArray[np.int64]:
         """Return what objects were taken for (C + 1, C + 1) at the threshold of the last `compute`; first process only.
 
@@ -149,7 +154,9 @@ class DetectionMetrics(nn.Module):
         found, found_image = _in_order(self._found, 6, images)
         truth, image = _in_order(self._truth, 7, images)
         if not (truth[:, 5] == 0).any():
-            raise TrainingError("not one object was counted: no image of the split has one, or all are to be ignored")
+            raise TrainingError(
+                "not one object was counted: no image that was looked at has one that is not to be ignored"
+            )
         return (
             Found(found_image, _sides(found), found[:, 4], found[:, 5].astype(np.int64)),
             Truth(image, _sides(truth), truth[:, 4].astype(np.int64), truth[:, 5] != 0, truth[:, 6]),

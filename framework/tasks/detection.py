@@ -62,6 +62,7 @@ class Detection(Task):
         self.head = head(backbone.levels, backbone.prefix_tokens, num_classes)
         self.multiple = lcm(backbone.multiple, self.head.multiple)
         self.inference = inference or DetectionInference()
+        self.inference.suit(self.head.nms_iou)
         self.val_metrics, self.test_metrics = DetectionMetrics(self.class_names), DetectionMetrics(self.class_names)
         self.apply_freeze()
 
@@ -169,21 +170,28 @@ class Detection(Task):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation split, and take its best threshold unless one is given."""
+        figures = self._figures(self.val_metrics, self.given_threshold, "limit_val_batches")
         trying = self._trainer is not None and self.trainer.sanity_checking
-        try:
-            figures = self.val_metrics.compute(self.given_threshold)
-        except TrainingError:
-            if trying:  # the first batches may have no object
-                return
-            raise
-        if not trying:
+        if not trying and not figures["threshold"].isnan():
             self.score_threshold = float(figures["threshold"])
         self.log_dict({f"val/{name}": value for name, value in figures.items()})
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the test split, precision and recall at the threshold of validation."""
-        figures = self.test_metrics.compute(self.score_threshold)
+        figures = self._figures(self.test_metrics, self.score_threshold, "limit_test_batches")
         self.log_dict({f"test/{name}": value for name, value in figures.items()})
+
+    def _figures(self, metrics: DetectionMetrics, threshold: float | None, limit: str) -> dict[str, Tensor]:
+        """Compute the metrics of a split; all NaN where only a part of it was looked at, and that has no object."""
+        try:
+            return metrics.compute(threshold)
+        except TrainingError:
+            trainer: Any = self._trainer
+            share = getattr(trainer, limit, 1.0)  # or, as an integer, a number of batches
+            part = isinstance(share, int) or share < 1
+            if trainer is None or not (part or trainer.sanity_checking or trainer.fast_dev_run):
+                raise
+            return dict.fromkeys(metrics.names(), torch.tensor(torch.nan))
 
     def metric_names(self) -> list[str]:
         """Return every metric that validation will log."""
@@ -232,6 +240,8 @@ class Detection(Task):
     def charts(self, split: str) -> dict[str, Picture]:
         """Draw confusion and precision over recall of an evaluated split, `val` or `test`."""
         metrics = self.val_metrics if split == "val" else self.test_metrics
+        if not metrics.is_evaluated:
+            return {}
         return {
             "confusion": confusion_chart(metrics.confusion(), [*self.class_names, "nothing"]),
             "precision_recall": curve_chart(metrics.curves(), "recall", "precision"),

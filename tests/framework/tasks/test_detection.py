@@ -10,10 +10,11 @@ from PIL import Image
 from framework.boxes import Detections
 from framework.cli.main import main
 from framework.data.synthetic import SyntheticScenesDetection
-from framework.errors import ConfigError
+from framework.errors import ConfigError, TrainingError
 from framework.heads.detection import DetectionHead
 from framework.heads.fcos import FCOS
 from framework.tasks.detection import Detection
+from framework.tiling import DetectionInference
 from tests.framework.tasks.test_segmentation import trainer
 from tests.tiny import Tiny
 
@@ -179,3 +180,32 @@ def test_a_run_leaves_figures_and_pictures_and_predicts_from_its_checkpoint(tmp_
         width, height = {"wide": (90, 40), "high": (33, 70)}[row["id"]]
         assert 0 <= float(row["x1"]) <= float(row["x2"]) <= width
         assert 0 <= float(row["y1"]) <= float(row["y2"]) <= height
+
+
+def test_a_part_of_a_split_may_have_no_object_but_not_all_of_it(tmp_path):
+    data, model = scenes(), task()
+    read = data.splits()["val"].read
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "ignored": torch.zeros(0).bool()}
+    nothing |= {"area": torch.zeros(0)}
+    data.splits()["val"].read = lambda index: {**read(index), **nothing}
+    trainer(tmp_path, limit_val_batches=1).validate(model, data, verbose=False)
+    assert (model.score_threshold, model.charts("val")) == (0.5, {})
+    with pytest.raises(TrainingError, match="not one object was counted"):
+        trainer(tmp_path).validate(model, data, verbose=False)
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, 2), (0.5, 1)])
+def test_tiles_keep_apart_what_the_head_keeps_apart(given, kept):
+    model = task(head=Corner, inference=DetectionInference(tile=32, nms_iou=given))
+    model.head.nms_iou = 0.6
+    model.inference.suit(model.head.nms_iou)
+    neighbours = Detections(
+        torch.tensor([[10.0, 10, 50, 50], [19, 14, 59, 54]]), torch.tensor([0.9, 0.8]), torch.zeros(2).long()
+    )  # an IoU of 0.54
+    nothing = Detections(*(values[:0] for values in neighbours))
+    found = model.inference(
+        lambda images, sizes: [neighbours] if images.shape[-1] == 64 else [nothing] * len(images),
+        torch.zeros(1, 3, 64, 64),
+        [(64, 64)],
+    )
+    assert len(found[0].boxes) == kept
