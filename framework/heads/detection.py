@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class DetectionHead(nn.Module, ABC):
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("Detection",)
+    trial: ClassVar[dict[str, Any]] = {}  # options of a small one, with which backbones are tried
 
     multiple: int
     used: tuple[int, ...]

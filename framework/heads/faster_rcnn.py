@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import log2
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,13 @@ class FasterRCNN(DetectionHead):
     """
 
     loss_names = ("objectness", "proposal_box", "classification", "box")
+    trial: ClassVar[dict[str, Any]] = {
+        "channels": 32,
+        "representation_size": 64,
+        "box_batch_size": 32,
+        "train_proposals": (200, 100),
+        "proposals": (200, 100),
+    }
     class_weights: Tensor | None
 
     def __init__(

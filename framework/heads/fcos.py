@@ -1,7 +1,7 @@
 """FCOS: every cell that lies near the middle of an object tells its class and how far its four edges are."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class FCOS(DetectionHead):
     """
 
     loss_names = ("classification", "box", "centerness")
+    trial: ClassVar[dict[str, Any]] = {"channels": 64, "convolutions": 1}
     class_weights: Tensor | None
 
     def __init__(

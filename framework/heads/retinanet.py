@@ -1,7 +1,7 @@
 """RetinaNet: every cell has nine anchors, and tells of each whether it holds an object, and where its box really is."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,7 @@ class RetinaNet(DetectionHead):
     """
 
     loss_names = ("classification", "box")
+    trial: ClassVar[dict[str, Any]] = {"channels": 32, "convolutions": 1}
     class_weights: Tensor | None
 
     def __init__(

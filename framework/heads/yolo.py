@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import log
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,7 @@ class YOLO(DetectionHead):
     """
 
     loss_names = ("box", "objectness", "classification")
+    trial: ClassVar[dict[str, Any]] = {"channels": 32, "depth": 1}
     anchors: Tensor
     class_weights: Tensor | None
 

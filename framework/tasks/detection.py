@@ -1,5 +1,6 @@
 """Object detection: boxes with classes and scores."""
 
+from functools import partial
 from math import lcm
 from typing import Any, Self
 
@@ -68,8 +69,9 @@ class Detection(Task):
 
     @classmethod
     def example(cls, backbone: Backbone, head: Any = None) -> Self:
-        """Build a task of three classes."""
-        return cls(backbone, num_classes=3, head=head or FCOS)
+        """Build a task of three classes, with a small head."""
+        head = head or FCOS
+        return cls(backbone, num_classes=3, head=partial(head, **getattr(head, "trial", {})))
 
     def example_batch(self, count: int, height: int, width: int) -> Batch:
         """Make up random images with random objects; the last of several has none."""
