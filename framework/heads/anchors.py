@@ -7,6 +7,8 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from framework.errors import ConfigError
+
 
 class GridAnchors(AnchorGenerator):
     """Lay boxes of given sizes and aspect ratios on every cell of every map; always float32, whatever the maps are.
@@ -59,3 +61,22 @@ class GridAnchors(AnchorGenerator):
         """Return for each image the anchors of all maps, fine to coarse: what torchvision's modules ask for."""
         anchors = torch.cat(self.per_level(feature_maps))
         return [anchors] * len(image_list.image_sizes)
+
+
+def check_anchors(maps: int, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> None:
+    """Refuse anchors that cannot be.
+
+    Args:
+        maps: How many maps there are.
+        sizes: Square root of the area of the anchors of each map, in pixels.
+        aspect_ratios: Height over width.
+
+    Raises:
+        ConfigError: There is not one size for each map, or a size or ratio is not above 0.
+    """
+    if len(sizes) != maps:
+        raise ConfigError(f"anchor_sizes: {len(sizes)} sizes for {maps} maps, one is needed for each")
+    if min(sizes) < 1 or not aspect_ratios or min(aspect_ratios) <= 0:
+        raise ConfigError(
+            f"anchor_sizes must be at least 1 and aspect_ratios above 0, got {list(sizes)} and {list(aspect_ratios)}"
+        )

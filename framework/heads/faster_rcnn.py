@@ -16,7 +16,7 @@ from torchvision.ops.poolers import LevelMapper
 from framework.backbone import Features, Level
 from framework.boxes import Detections, Frame, Objects
 from framework.errors import ConfigError
-from framework.heads.anchors import GridAnchors
+from framework.heads.anchors import GridAnchors, check_anchors
 from framework.heads.dense import require_fraction, require_positive
 from framework.heads.detection import DetectionHead, class_weight_tensor
 from framework.losses.detection import fast_rcnn_losses
@@ -205,12 +205,7 @@ def _anchors(strides: Sequence[float], sizes: Sequence[float] | None, aspect_rat
         ConfigError: There is not one size for each map, or a size or ratio is not above 0.
     """
     sizes = [8 * stride for stride in strides] if sizes is None else sizes
-    if len(sizes) != len(strides):
-        raise ConfigError(f"anchor_sizes: {len(sizes)} sizes for {len(strides)} maps, one is needed for each")
-    if min(sizes) < 1 or not aspect_ratios or min(aspect_ratios) <= 0:
-        raise ConfigError(
-            f"anchor_sizes must be at least 1 and aspect_ratios above 0, got {list(sizes)} and {list(aspect_ratios)}"
-        )
+    check_anchors(len(strides), sizes, aspect_ratios)
     return GridAnchors(strides, [(size,) for size in sizes], aspect_ratios)
 
 

@@ -12,8 +12,7 @@ from torchvision.ops import Conv2dNormActivation, box_iou
 
 from framework.backbone import Features, Level
 from framework.boxes import Detections, Frame, Objects
-from framework.errors import ConfigError
-from framework.heads.anchors import GridAnchors
+from framework.heads.anchors import GridAnchors, check_anchors
 from framework.heads.candidates import Selection
 from framework.heads.dense import require_positive
 from framework.heads.detection import DetectionHead, class_weight_tensor
@@ -149,12 +148,7 @@ def _anchors(strides: Sequence[float], sizes: Sequence[float] | None, aspect_rat
         ConfigError: There is not one size for each map, or a size or ratio is not above 0.
     """
     smallest = [4 * stride for stride in strides] if sizes is None else sizes
-    if len(smallest) != len(strides):
-        raise ConfigError(f"anchor_sizes: {len(smallest)} sizes for {len(strides)} maps, one is needed for each")
-    if min(smallest) < 1 or not aspect_ratios or min(aspect_ratios) <= 0:
-        raise ConfigError(
-            f"anchor_sizes must be at least 1 and aspect_ratios above 0, got {list(smallest)} and {list(aspect_ratios)}"
-        )
+    check_anchors(len(strides), smallest, aspect_ratios)
     octave = [(size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in smallest]
     return GridAnchors(strides, octave, aspect_ratios)
 
