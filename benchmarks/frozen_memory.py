@@ -4,7 +4,7 @@
 
 A step of Lightning's Trainer with a frozen backbone stands beside the same work done apart, which keeps nothing: the
 backbone's forward pass alone under `torch.no_grad`, then a step of the head on its features. The peak may be 1.1 times
-that at most. A step that trains the backbone too stands beside both.
+that at most, the time 1.05 times. A step that trains the backbone too stands beside both.
 
 Memory is what tensors hold on top of what there was before training began (weights, images): activations, gradients,
 the optimizer's state; every storage counts from the operation that made it until it is freed. Scratch space inside a
@@ -18,6 +18,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,14 +33,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from framework.cli.silence import hush
 from framework.heads.dense import LinearHead
-from framework.preprocessing import pad_to_multiple, to_unit
+from framework.heads.depth import LinearDepth
+from framework.preprocessing import pad_to_multiple, resize_logits, to_unit
 from framework.tasks.base import Batch, Task
 from framework.tasks.classification import Classification
+from framework.tasks.depth import Depth
 from framework.tasks.segmentation import Segmentation
+from plugins.dinov2 import SHAPES, DINOv2
 from plugins.timm import Timm
 
-LIMIT = 1.1
+LIMIT, SLOWER = 1.1, 1.05
 Run = Callable[[Task, Batch], list[float]]
+TASKS = ("classification", "segmentation", "depth")
 STEPS = 3  # the first makes the optimizer's state, the second uses it
 
 
@@ -138,20 +143,26 @@ def head_loss(task: Task, batch: Batch, features: Any) -> Tensor:
     """Compute the loss of a batch from its features; the images need no padding."""
     if isinstance(task, Classification):
         return task.compute_loss(task.head(features), batch["label"])
-    assert isinstance(task, Segmentation)
     height, width = batch["image"].shape[-2:]
+    if isinstance(task, Depth):
+        depth = task.output(task.head.coarse(features, (height, width)), task.depth_range)
+        return task.loss(resize_logits(depth, (height, width))[:, 0], task.readings(batch["depth"]), 0)
+    assert isinstance(task, Segmentation)
     loss: Tensor = task.loss(task.head(features, (height, width)), batch["mask"].long(), task.ignore_index)
     return loss
 
 
 def build(kind: str, name: str, freeze: int | Literal["all"]) -> Task:
-    """Build a task with a linear head on a timm model at random weights, laid out as for training."""
+    """Build a task with a linear head on a backbone at random weights, laid out as for training."""
     torch.manual_seed(0)
+    backbone = DINOv2(name) if name in SHAPES else Timm(name)
     task: Task
     if kind == "segmentation":
-        task = Segmentation(Timm(name), 21, LinearHead, freeze=freeze)
+        task = Segmentation(backbone, 21, LinearHead, freeze=freeze)
+    elif kind == "depth":
+        task = Depth(backbone, (0.001, 10.0), partial(LinearDepth, layers=4), freeze=freeze)
     else:
-        task = Classification(Timm(name), 100, freeze=freeze)
+        task = Classification(backbone, 100, freeze=freeze)
     return task.to(memory_format=task.memory_format)
 
 
@@ -168,8 +179,8 @@ def quickest(runs: list[tuple[Run, Task]], batch: Batch, rounds: int) -> list[fl
     return [min(column) for column in zip(*taken, strict=True)]
 
 
-def compare(name: str, kind: str, options: argparse.Namespace) -> float:
-    """Print the row of a backbone and a task; returns the ratio of the frozen step's peak."""
+def compare(name: str, kind: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Print the row of a backbone and a task; returns the ratios of the frozen step's peak and time."""
     runs: list[tuple[Run, Task]] = [
         (train_apart, build(kind, name, freeze="all")),
         (train, build(kind, name, freeze="all")),
@@ -181,16 +192,19 @@ def compare(name: str, kind: str, options: argparse.Namespace) -> float:
     cells = [
         *(name, kind, f"{apart / 2**20:.1f} MiB", f"{frozen / 2**20:.1f} MiB", f"**{frozen / apart:.3f}**"),
         *(f"{trained / 2**20:.1f} MiB", f"{trained / apart:.2f}"),
-        *(f"{times[1] / times[0]:.2f}", f"{times[2] / times[0]:.2f}"),
+        *(f"{times[1] / times[0]:.3f}", f"{times[2] / times[0]:.2f}"),
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
-    return frozen / apart
+    return frozen / apart, times[1] / times[0]
 
 
 def main() -> None:
     """Print the table; the exit code is 1 if a frozen step takes more than it may."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", nargs="+", default=["resnet18", "vit_small_patch16_224"], help="timm models")
+    parser.add_argument(
+        "--backbones", nargs="+", default=["resnet18", "vits14"], help="timm models, or variants of DINOv2"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--batch", type=int, default=4, help="images")
     parser.add_argument("--size", type=int, default=224, help="height and width; a multiple of what the backbone needs")
     parser.add_argument("--rounds", type=int, default=2, help="of timing")
@@ -201,10 +215,11 @@ def main() -> None:
     print(f"Batches of {options.batch} images, {options.size} x {options.size}, torch {torch.__version__}.\n")
     print("| backbone | task | forward alone, head | frozen | ratio | trained | ratio | time: frozen | trained |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
-    pairs = [(name, kind) for name in options.backbones for kind in ("classification", "segmentation")]
-    worst = max(compare(name, kind, options) for name, kind in pairs)
-    print(f"\nThe highest ratio of a frozen step is {worst:.3f}; at most {LIMIT} is allowed.")
-    sys.exit(worst > LIMIT)
+    pairs = [(name, kind) for name in options.backbones for kind in options.tasks]
+    memory, seconds = (max(column) for column in zip(*(compare(*pair, options) for pair in pairs), strict=True))
+    print(f"\nThe highest ratio of a frozen step's memory is {memory:.3f}; at most {LIMIT} is allowed.")
+    print(f"The highest ratio of a frozen step's time is {seconds:.3f}; at most {SLOWER} is allowed.")
+    sys.exit(memory > LIMIT or seconds > SLOWER)
 
 
 if __name__ == "__main__":

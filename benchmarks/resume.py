@@ -115,7 +115,31 @@ trainer:
     - {class_path: EMA, init_args: {decay: 0.8}}
     - {class_path: ProgressiveUnfreezing, init_args: {schedule: {0: head, 1: 1, 2: all}}}
 """
-EXPERIMENTS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "detection": DETECTION}
+DEPTH = """
+model:
+  class_path: Depth
+  init_args:
+    backbone: {class_path: Timm, init_args: {name: test_resnet, drop_path: 0.1}}
+    head: {class_path: LinearDepth, init_args: {layers: 2, upsample: 1}}
+    output: {class_path: Bins, init_args: {count: 16}}
+    loss: {class_path: SILog, init_args: {warmup: 3}}
+    optimizer: {class_path: AdamW, init_args: {lr: 0.005}}
+data:
+  class_path: SyntheticScenesDepth
+  init_args: {train: 12, val: 5, test: 3, size: [64, 80], crop_size: 48, crop_scale: [0.8, 1.2], rotation: 2.5,
+    divide_depth: true, batch_size: 2, num_workers: 2}
+trainer:
+  accumulate_grad_batches: 2
+  callbacks+:
+    - {class_path: EMA, init_args: {decay: 0.8}}
+    - {class_path: ProgressiveUnfreezing, init_args: {schedule: {0: head, 1: 1, 2: all}}}
+"""
+EXPERIMENTS = {
+    "classification": CLASSIFICATION,
+    "segmentation": SEGMENTATION,
+    "detection": DETECTION,
+    "depth": DEPTH,
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Nothing in it knows about tasks, learning rates, losses or logging.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import lcm
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -65,6 +66,7 @@ class Backbone(nn.Module, ABC):
     std: Tensor
     frozen: int  # how many stages are frozen, from the input on
     is_frozen: bool  # whether every parameter is
+    frozen_dtype: torch.dtype | None = None  # what a frozen backbone computes in; None: as everything else does
 
     def __init__(
         self,
@@ -134,13 +136,23 @@ class Backbone(nn.Module, ABC):
                 f"got {height}x{width}: pad or resize the images"
             )
         # A frozen backbone builds no graph and keeps no activations, whatever its plugin does inside.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen), self._precision(images.device):
             features = self.extract((images - self.mean) / self.std)
         if not isinstance(features, Features):
             raise TypeError(
                 f"{type(self).__name__}.extract must return Features(maps, prefix), not {type(features).__name__}"
             )
+        if self.is_frozen and self.frozen_dtype is not None:  # the head computes as it would by itself
+            return Features([x.to(images.dtype) for x in features.maps], [x.to(images.dtype) for x in features.prefix])
         return features
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context in which features are computed: weights stay as they are."""
+        if not self.is_frozen or self.frozen_dtype is None:
+            return nullcontext()
+        if self.frozen_dtype == torch.float32:
+            return torch.autocast(device.type, enabled=False)
+        return torch.autocast(device.type, dtype=self.frozen_dtype)
 
     def freeze(self, stages: int | Literal["all"] = "all") -> None:
         """Freeze the first `stages` stages and thaw the rest.

@@ -22,10 +22,12 @@ class RunLength:
     Args:
         epoch_steps: Optimizer steps of each epoch; the last may be cut short.
         is_trial: It only tries a few steps (`trainer.fast_dev_run`).
+        images: Images of a step, over all processes and gathered batches, of the first epoch; None: nobody knows.
     """
 
     epoch_steps: tuple[int, ...]
     is_trial: bool = False
+    images: int | None = None
 
     @cached_property
     def ends(self) -> list[int]:
@@ -89,7 +91,7 @@ def run_length(trainer: Trainer, data: Any, past: Sequence[int] = ()) -> RunLeng
         if not planned and sum(steps) >= _most_steps(trainer):
             break
     is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-    length = RunLength(tuple(_cut(steps, _most_steps(trainer))), is_trial)
+    length = RunLength(tuple(_cut(steps, _most_steps(trainer))), is_trial, _images_of_step(trainer, data))
     if planned:
         check_counts(trainer, data.progressive, batches, length.steps)
     return length
@@ -108,6 +110,12 @@ def _most_steps(trainer: Trainer) -> float:
 def _steps_of(trainer: Trainer, batches: int) -> int:
     """Return the optimizer steps of an epoch: its last one may have gathered fewer batches."""
     return -(-batches // trainer.accumulate_grad_batches)
+
+
+def _images_of_step(trainer: Trainer, data: Any) -> int | None:
+    """Return the images that a step takes, over all processes and gathered batches, in the first epoch."""
+    sizes = getattr(data.progressive, "batch_size", None) or [getattr(data, "batch_size", None)]
+    return None if sizes[0] is None else int(sizes[0] * trainer.world_size * trainer.accumulate_grad_batches)
 
 
 def _batches(trainer: Trainer, data: Any) -> Iterator[int]:

@@ -16,8 +16,8 @@ Record = Sequence[tuple[str, Any]]  # (column, value); a list, because a class m
 class PredictionWriter(BasePredictionWriter):
     """Writes what `predict_step` returns.
 
-    A task says what that is: `prediction_images`, the pictures of one image, and `prediction_records`, its rows of
-    `predictions.csv`.
+    A task says what that is: `prediction_images`, the pictures of one image, `prediction_files`, what else there is of
+    it, and `prediction_records`, its rows of `predictions.csv`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,6 +49,8 @@ class PredictionWriter(BasePredictionWriter):
                 continue
             for name, picture in task.prediction_images(batch, one, row).items():
                 picture.save(self.folder / name)
+            for name, content in task.prediction_files(batch, one, row).items():
+                (self.folder / name).write_bytes(content)
             records += [(self._images, record) for record in task.prediction_records(batch, one, row)]
             self._images += 1
         append_records(self._part(trainer.global_rank), records)

@@ -36,6 +36,27 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
 
 
+def pad_around(images: Tensor, multiple: int, colour: Tensor) -> Tensor:
+    """Pad float (B, C, H, W) with one colour on all sides until both sides divide by `multiple`.
+
+    Where the number of pixels is odd, the bottom or right gets one more. So DINOv2's published dense heads are given
+    their images (CenterPadding in Meta's code, where 0 after normalisation is the mean colour), and their results are
+    stretched over the image, padding included, and not cropped.
+
+    Args:
+        images: Float (B, C, H, W).
+        multiple: What both sides are made divisible by, in pixels.
+        colour: (C, 1, 1), in the unit of the images.
+    """
+    height, width = images.shape[-2:]
+    across, down = -width % multiple, -height % multiple
+    if not (across or down):
+        return images
+    canvas = colour.to(images).expand(*images.shape[:2], height + down, width + across).clone()
+    canvas[..., down // 2 : down // 2 + height, across // 2 : across // 2 + width] = images
+    return canvas
+
+
 def crop_back(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Undo `pad_to_multiple` on maps (..., H, W) of the padded size."""
     return maps[..., : size[0], : size[1]]

@@ -47,22 +47,25 @@ class WarmedUp(Schedule):
     Args:
         warmup: Fraction of all steps spent warming up, in [0, 1).
         start: Factor at the first step, if there is a warmup; in [0, 1].
+        overlaid: Whether the fall begins at the first step and the warmup multiplies it, as in mmcv and what is built
+            on it; else it begins after the warmup, at the base rate.
 
     Raises:
         ConfigError: An argument is out of range.
     """
 
-    def __init__(self, warmup: float = 0.0, start: float = 0.01) -> None:
+    def __init__(self, warmup: float = 0.0, start: float = 0.01, overlaid: bool = False) -> None:
         _check_warmup(warmup)
         _check_factor(start=start)
-        self.warmup, self.start = warmup, start
+        self.warmup, self.start, self.overlaid = warmup, start, overlaid
 
     def factor(self, step: int, total: int) -> float:
         """Return the factor at `step` of `total`."""
         warm = round(self.warmup * total)
-        if step < warm:
-            return self.start + (1 - self.start) * step / warm
-        return self.after_warmup(min(step, total), warm, total)
+        rise = self.start + (1 - self.start) * step / warm if step < warm else 1.0
+        if step < warm and not self.overlaid:
+            return rise
+        return rise * self.after_warmup(min(step, total), 0 if self.overlaid else warm, total)
 
     @abstractmethod
     def after_warmup(self, step: int, warm: int, total: int) -> float:
@@ -96,13 +99,15 @@ class WarmupCosine(WarmedUp):
         warmup: Fraction of all steps spent warming up, in [0, 1).
         start: Factor at the first step; in [0, 1].
         end: Factor after the last step; in [0, 1].
+        overlaid: Whether the fall begins at the first step and the warmup multiplies it, as in mmcv and what is built
+            on it; else it begins after the warmup, at the base rate.
 
     Raises:
         ConfigError: An argument is out of range.
     """
 
-    def __init__(self, warmup: float = 0.05, start: float = 0.01, end: float = 0.0) -> None:
-        super().__init__(warmup, start)
+    def __init__(self, warmup: float = 0.05, start: float = 0.01, end: float = 0.0, overlaid: bool = False) -> None:
+        super().__init__(warmup, start, overlaid)
         _check_factor(end=end)
         self.end = end
 
@@ -162,13 +167,22 @@ class Polynomial(WarmedUp):
         end: Factor after the last step; in [0, 1].
         warmup: Fraction of all steps spent warming up, in [0, 1).
         start: Factor at the first step, if there is a warmup; in [0, 1].
+        overlaid: Whether the fall begins at the first step and the warmup multiplies it, as in mmcv and what is built
+            on it; else it begins after the warmup, at the base rate.
 
     Raises:
         ConfigError: An argument is out of range.
     """
 
-    def __init__(self, power: float = 0.9, end: float = 0.0, warmup: float = 0.0, start: float = 0.01) -> None:
-        super().__init__(warmup, start)
+    def __init__(
+        self,
+        power: float = 0.9,
+        end: float = 0.0,
+        warmup: float = 0.0,
+        start: float = 0.01,
+        overlaid: bool = False,
+    ) -> None:
+        super().__init__(warmup, start, overlaid)
         if not 0 < power < math.inf:
             raise ConfigError(f"model.schedule: power is positive, got {power}")
         _check_factor(end=end)

@@ -73,8 +73,8 @@ RENAMES = (
 class DINOv2(Backbone):
     """Meta's DINOv2: a plain ViT of patch 14, whose frozen features serve most tasks.
 
-    Every level is the output of a block after the final norm, at stride 14. Its prefix is the class token, then the
-    registers, if any.
+    Every level is the output of a block at stride 14, by default after the final norm. Its prefix is the class token,
+    then the registers, if any.
 
     Args:
         variant: Size, s (22 million parameters), b (86), l (304) or g (1,136); `_reg` has four register tokens
@@ -82,9 +82,12 @@ class DINOv2(Backbone):
         pretrained: Take Meta's weights from its server or from torch.hub's cache.
         weights: A file to take the weights from, in the layout of Meta, timm or Hugging Face.
         layers: Blocks to return: how many of the last, or a list of indices, ascending, negative ones counted from the
-            end; null: four evenly spread. Those after the last one are not built.
+            end; null: four evenly spread. Those after the last one are not built. Meta's depth heads read the four of
+            null, but of l [4, 11, 17, 23], where null begins with 5; its segmentation heads read the last 1 or 4.
         in_channels: Channels of the images; pretrained filters are repeated or summed over them.
         drop_path: Rate of stochastic depth in training, in [0, 1): that of the last block, rising from 0 at the first.
+        norm: Apply the final norm to every level. Meta's classifiers and segmentation heads read levels with it, its
+            depth heads without (false): then it is not built, and left out of a file.
 
     Raises:
         ConfigError: There is no such variant, layer or rate, or both `pretrained` and `weights` are given.
@@ -101,6 +104,7 @@ class DINOv2(Backbone):
         layers: int | list[int] | None = None,
         in_channels: int = 3,
         drop_path: float = 0.0,
+        norm: bool = True,
     ) -> None:
         _check_choice(variant, pretrained, weights, drop_path)
         shape = SHAPES[variant]
@@ -122,7 +126,7 @@ class DINOv2(Backbone):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(in_channels, shape.width, PATCH, PATCH)})
         rates = [drop_path * index / max(1, shape.depth - 1) for index in range(taps[-1] + 1)]
         self.blocks = nn.ModuleList(Block(shape, rate) for rate in rates)
-        self.norm = nn.LayerNorm(shape.width, eps=1e-6)
+        self.norm = nn.LayerNorm(shape.width, eps=1e-6) if norm else nn.Identity()
         if state is None:
             self._initialise()
         else:
@@ -192,7 +196,9 @@ class DINOv2(Backbone):
             state = {**state, "patch_embed.proj.weight": adapted}
         after = range(len(self.blocks), depth)
         unused = {f"blocks.{index}.{leaf}" for index in after for leaf in self.blocks[0].state_dict()}
-        load_strictly(self, state, source, may_exceed={*unused, "mask_token", "head.weight", "head.bias"})
+        unused |= {"mask_token", "head.weight", "head.bias"}
+        unused |= {"norm.weight", "norm.bias"}  # where the final norm is not built
+        load_strictly(self, state, source, may_exceed=unused)
 
 
 class Block(nn.Module):

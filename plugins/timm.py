@@ -2,11 +2,11 @@
 
 import inspect
 import socket
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Set
+from functools import cache, partial
 from math import lcm
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -60,31 +60,24 @@ class Timm(Backbone):
         drop_path: float = 0.0,
     ) -> None:
         _check_choice(name, pretrained, weights)
-        options = _options(name, in_channels, drop_path)
-        with torch.device("meta"):
-            outline: Any = timm.create_model(name, **options)  # the same network without memory, to be measured
-        taps = _taps(outline, out_indices)
-        known = {*outline.state_dict(), *_classifier(outline)}
-        _prune(outline, taps)
-        run = partial(_run, outline, taps, in_channels)
-        levels, unit = _levels(outline, run)
-        unused = _drop_unused(outline, run, unit)
+        outline = _outline(name, in_channels, drop_path, None if out_indices is None else tuple(out_indices))
+        options, known = outline.options, outline.known
         super().__init__(
-            levels=levels,
-            multiple=_multiple(outline, run, levels, unit),
-            prefix_tokens=_prefix_tokens(outline),
+            levels=outline.levels,
+            multiple=outline.multiple,
+            prefix_tokens=outline.prefix_tokens,
             in_channels=in_channels,
-            mean=outline.pretrained_cfg["mean"],
-            std=outline.pretrained_cfg["std"],
+            mean=outline.mean,
+            std=outline.std,
         )
         net = _from_hub(name, options) if pretrained is True else timm.create_model(name, **options)
-        _prune(net, taps)
-        _drop(net, unused)
+        _prune(net, list(outline.taps))
+        _drop(net, outline.unused)
         if weights is not None:
             _load(net, read_weights(weights), weights, known, in_channels)
         elif pretrained == "packaged":
             _load(net, packaged_weights(name), f"the packaged {name}", known, in_channels)
-        self.taps = taps
+        self.taps = list(outline.taps)
         self.norm = _is_plain(net)
         self.net = net
 
@@ -129,6 +122,49 @@ def _check_choice(name: str, pretrained: bool | Literal["packaged"], weights: st
         raise ConfigError(
             f"timm has no weights for {name}: " + (f"it has {', '.join(tags[:8])}" if tags else "set pretrained: false")
         )
+
+
+class Outline(NamedTuple):
+    """What is the same for all networks of one name and settings, found without their values.
+
+    Args:
+        options: The arguments that the model takes.
+        taps: The absolute indices of what to return.
+        known: The names of all tensors of the whole network.
+        levels: What is returned.
+        unused: The names of parameters that no level uses.
+        multiple: What image sizes must be divisible by.
+        prefix_tokens: The number of class and register tokens.
+        mean: Of each channel of the images that the weights were made for.
+        std: Their standard deviation.
+    """
+
+    options: dict[str, Any]
+    taps: tuple[int, ...]
+    known: frozenset[str]
+    levels: tuple[Level, ...]
+    unused: tuple[str, ...]
+    multiple: int
+    prefix_tokens: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@cache
+def _outline(name: str, in_channels: int, drop_path: float, out_indices: tuple[int, ...] | None) -> Outline:
+    """Measure a network on the meta device, once: it takes as long as building a small one."""
+    options = _options(name, in_channels, drop_path)
+    with torch.device("meta"):
+        net: Any = timm.create_model(name, **options)  # the same network without memory
+    taps = _taps(net, None if out_indices is None else list(out_indices))
+    known = frozenset({*net.state_dict(), *_classifier(net)})
+    _prune(net, taps)
+    run = partial(_run, net, taps, in_channels)
+    levels, unit = _levels(net, run)
+    unused = _drop_unused(net, run, unit)
+    multiple = _multiple(net, run, levels, unit)
+    mean, std = (tuple(net.pretrained_cfg[key]) for key in ("mean", "std"))
+    return Outline(options, tuple(taps), known, tuple(levels), tuple(unused), multiple, _prefix_tokens(net), mean, std)
 
 
 def _options(name: str, in_channels: int, drop_path: float) -> dict[str, Any]:
@@ -180,7 +216,7 @@ def _prune(net: Any, taps: list[int]) -> None:
     net.prune_intermediate_layers(taps, prune_norm=not _is_plain(net))
 
 
-def _drop(net: Any, unused: list[str]) -> None:
+def _drop(net: Any, unused: Iterable[str]) -> None:
     """Drop parameters that timm's own pruning leaves although no level uses them."""
     for key in unused:
         owner, _, leaf = key.rpartition(".")
@@ -316,7 +352,7 @@ def _classifier(net: Any) -> list[str]:
     ]
 
 
-def _load(net: Any, state: dict[str, Tensor], source: str | PathLike[str], known: set[str], in_channels: int) -> None:
+def _load(net: Any, state: dict[str, Tensor], source: str | PathLike[str], known: Set[str], in_channels: int) -> None:
     """Load weights in timm's layout, or one that the model's own module converts, into a pruned network.
 
     Raises:

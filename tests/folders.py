@@ -155,3 +155,59 @@ def write_yolo(root: Path, classes=("blue", "green", "red"), counts=(6, 3, 3), s
     splits = "".join(f"{split}: images/{split}\n" for split, count in zip(SPLITS, counts, strict=True) if count)
     (root / "data.yaml").write_text(f"path: .\n{splits}names:\n{names}")
     return root
+
+
+def depth_frame(number, size=(48, 64), near=1.0, far=4.0):
+    """An image (H, W, 3), brighter where it is near, and its depth in metres: a ramp that turns from frame to frame."""
+    rng = np.random.default_rng(number)
+    height, width = size
+    down, right = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    angle = 2 * np.pi * number / 7
+    slope = 0.5 + 0.35 * (np.cos(angle) * (2 * right - 1) + np.sin(angle) * (2 * down - 1))
+    depth = near + (far - near) * slope.clip(0, 1)
+    grey = 230 - 200 * (depth - near) / (far - near)
+    pixels = (grey[..., None] + rng.normal(0, 10, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    return pixels, depth.astype(np.float32)
+
+
+def write_depth_folder(
+    root: Path, counts=(6, 3, 3), size=(48, 64), layout="split", scale=1000, near=1.0, far=4.0, sizes=None
+):
+    """Images and depth as 16-bit PNG, `scale` units a metre, 0 in a corner; frames are told apart by their number.
+
+    `layout`: `split` is `train/rgb` and `train/depth`, `kind` is `rgb/train` and `depth/train`, `flat` is `rgb` and
+    `depth` of all frames together.
+    """
+    number = 0
+    for split, count in zip(SPLITS, counts, strict=True):
+        for _ in range(count):
+            size = sizes[number % len(sizes)] if sizes else size
+            pixels, depth = depth_frame(number, size, near, far)
+            stored = np.round(depth * scale).astype(np.uint16)
+            stored[: size[0] // 8, : size[1] // 8] = 0
+            for kind, array in (("rgb", pixels), ("depth", stored)):
+                folder = root / {"split": f"{split}/{kind}", "kind": f"{kind}/{split}", "flat": kind}[layout]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array).save(folder / f"{number:04d}.png")
+            number += 1
+    return root
+
+
+def write_nyu(root: Path, counts=(6, 3), size=(48, 64)) -> Path:
+    """BTS's layout of NYUv2: `sync/`, `official_splits/test/`, and lists of images, depth in millimetres, and focal."""
+    number = 0
+    for part, folder, count in zip(("train", "test"), ("sync", "official_splits/test"), counts, strict=True):
+        lines = []
+        for _ in range(count):
+            scene = f"{'kitchen' if part == 'test' else 'office'}_{number // 2:04d}{'ab'[number % 2]}"
+            (root / folder / scene).mkdir(parents=True)
+            pixels, depth = depth_frame(number, size)
+            stored = np.round(1000 * depth).astype(np.uint16)
+            stored[:6, :8] = 0
+            Image.fromarray(pixels).save(root / folder / scene / f"rgb_{number:05d}.jpg")
+            Image.fromarray(stored).save(root / folder / scene / f"sync_depth_{number:05d}.png")
+            slash = "/" if part == "train" else ""  # as the published lists have it
+            lines.append(f"{slash}{scene}/rgb_{number:05d}.jpg {slash}{scene}/sync_depth_{number:05d}.png 518.8579\n")
+            number += 1
+        (root / f"nyudepthv2_{part}_files_with_gt.txt").write_text("".join(lines))
+    return root

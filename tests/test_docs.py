@@ -16,13 +16,23 @@ from PIL import Image
 from framework.cli.main import COMMANDS, main
 from framework.conformance import backbones
 from framework.conformance.training import heads_by_task
-from tests.folders import write_image_folder, write_mask_folder, write_voc
+from tests.folders import write_depth_folder, write_image_folder, write_mask_folder, write_voc
 
 REPOSITORY = Path(__file__).parents[1]
 GUIDE = REPOSITORY / "docs/write_a_backbone.md"
 PAGES = sorted([REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")])
 SHORT = ["--trainer.max_epochs=1", "--data.repeats=2", "--data.batch_size=2"]
 SHORT += [f"--trainer.limit_{split}_batches=1" for split in ("train", "val", "test")]
+SMALL = {  # images of an experiment whose own are larger
+    "unet_seg": ["--data.resize=64", "--data.crop_size=64"],
+    "progressive_unfreezing": ["--data.resize=64", "--data.crop_size=64"],
+    "lite0_imagefolder": ["--data.image_size=64"],
+    "fcos_cells": ["--data.resize=128", "--data.crop_size=64"],
+    "faster_rcnn_voc": ["--data.resize=64"],
+    "lite0_depth": ["--data.resize=64", "--data.crop_size=64"],
+    "depth_sample": ["--data.crop_size=64"],
+    "synthetic_classification": ["--data.train=32", "--data.val=8", "--data.test=8"],
+}
 BASE = """
 model: {class_path: Segmentation, init_args: {backbone: {class_path: Timm, init_args: {name: test_resnet}}}}
 data: {class_path: MaskFolder, init_args: {root: my_masks, batch_size: 2, num_workers: 0, crop_size: 64}}
@@ -57,6 +67,7 @@ def project(tmp_path, monkeypatch):
     write_mask_folder(tmp_path / "my_masks", counts=(8, 2, 2))
     write_image_folder(tmp_path / "my_photos", counts=(16, 2, 2))
     write_voc(tmp_path / "my_boxes")
+    write_depth_folder(tmp_path / "my_depth", counts=(4, 2, 2))
     (tmp_path / "new_images").mkdir()
     Image.fromarray(np.zeros((60, 70, 3), np.uint8)).save(tmp_path / "new_images/a.png")
     for page in PAGES:
@@ -70,8 +81,10 @@ def run(command):
         newest = max(Path("runs/unet_seg").iterdir(), key=lambda path: path.stat().st_mtime).name
         words = [word.replace("/ID/", f"/{newest}/") for word in words]
     short = SHORT if words[0] == "fit" else []
+    if short:
+        short = [*short, *SMALL.get(re.search(r"(\w+)\.yaml", command)[1], [])]
     if short and "unfreezing" in command:  # which takes more than one step
-        short = [*short, "--trainer.max_epochs=4"]
+        short = [*short, "--trainer.limit_train_batches=4"]
     words = words[1:] if words[0] == "framework" else words
     assert main([*words, *short]) == 0, command
 

@@ -11,8 +11,16 @@ import yaml
 from PIL import Image
 
 from framework.cli.main import main
+from plugins.dinov2 import DINOv2
 from plugins.timm import Timm
-from tests.folders import write_cifar10, write_coco, write_image_folder, write_mask_folder, write_voc
+from tests.folders import (
+    write_cifar10,
+    write_coco,
+    write_depth_folder,
+    write_image_folder,
+    write_mask_folder,
+    write_voc,
+)
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -38,7 +46,7 @@ def short(experiment, *options):
 
 
 def test_every_experiment_says_in_its_first_line_what_data_it_needs():
-    for path in EXPERIMENTS.glob("*.yaml"):
+    for path in EXPERIMENTS.glob("**/*.yaml"):
         assert path.read_text().startswith("# Needs "), path.name
         assert len(path.read_text().splitlines()) < 40, path.name
 
@@ -131,8 +139,8 @@ def test_lite0_imagefolder(tmp_path):
 
 
 def test_progressive_unfreezing(capsys):
-    small = ["--data.batch_size", "2", "--data.repeats", "1", "--data.crop_size", "64"]
-    assert short("progressive_unfreezing.yaml", *small, "--trainer.max_epochs=10") == 0
+    small = ["--data.batch_size", "2", "--data.crop_size", "64", "--trainer.limit_train_batches", "10"]
+    assert short("progressive_unfreezing.yaml", *small) == 0
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines() if line.startswith("from step")] == [
         "1",
         "3",
@@ -187,3 +195,29 @@ def test_dinov2_fcos(tmp_path):
     ]
     assert len(kept) > 100
     assert all(kept)
+
+
+def test_lite0_depth(tmp_path):
+    write_depth_folder(tmp_path / "rooms", counts=(8, 2, 2), size=(60, 80))
+    options = ["--data.root", "rooms", "--data.resize", "60", "--data.crop_size", "[60,80]", "--data.num_workers", "0"]
+    assert short("lite0_depth.yaml", *options) == 0
+    (checkpoint,) = Path("runs").glob("*/*/checkpoints/last.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = Timm("tf_efficientnet_lite0", pretrained="packaged").state_dict()
+    assert all(torch.equal(trained[f"backbone.{name}"], value) for name, value in weights.items())
+    assert {"val/image/abs_rel", "test/pixel/rmse"} <= set(figures())
+
+
+def test_dinov2_depth(tmp_path):
+    write_depth_folder(tmp_path / "rooms", counts=(2, 1, 1), size=(60, 80))
+    (tmp_path / "weights").mkdir()
+    torch.save(DINOv2("vits14").state_dict(), tmp_path / "weights/dinov2_vits14_pretrain.pth")
+    small = ["--data.batch_size", "2", "--data.resize", "56", "--data.crop_size", "56", "--data.num_workers", "0"]
+    assert short("dinov2_depth.yaml", "--data.root", "rooms", *small) == 0
+    assert {"val/image/delta1", "test/image/silog"} <= set(figures())
+
+
+def test_depth_sample_learns():
+    short_run = ["--trainer.max_epochs", "2", "--data.repeats", "16", "--data.crop_size", "128"]
+    assert main(["fit", "--config", str(EXPERIMENTS / "depth_sample.yaml"), *short_run]) == 0
+    assert figures()["test/image/abs_rel"] < 1.0  # 1.757 for the training median everywhere

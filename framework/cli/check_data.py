@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from framework.cli.build_data import build_data
 from framework.cli.group_table import table
 from framework.data.check import check_splits
-from framework.data.counts import ObjectTable, image_classes, kind_of, object_table, pixel_counts
+from framework.data.counts import ObjectTable, depth_spread, image_classes, kind_of, object_table, pixel_counts
 from framework.data.datamodule import VisionData
 from framework.data.loader import Samples
 
 SMALL, LARGE = 32**2, 96**2  # square pixels, as COCO divides
 TOO_SMALL = 8  # pixels: the finest stride of most detectors, below which neighbouring objects share a cell
+PERCENTILES = (1, 50, 99)  # of depth
 MOST_CLASSES = 40  # in print; of more, the commonest and the rarest
 Facts = dict[str, Any]
 
@@ -55,6 +56,7 @@ def check_data(
 def data_facts(data: VisionData) -> Facts:
     """Count what is in each split of a data set that is in order."""
     kind = kind_of(data)
+    said = {"depth_range": list(data.depth_range)} if data.depth_range is not None else {}
     splits = {
         name: {"images": len(samples)} | _split_facts(data, kind, samples) for name, samples in data.splits().items()
     }
@@ -62,6 +64,7 @@ def data_facts(data: VisionData) -> Facts:
         "data": type(data).__name__,
         "task": kind,
         "classes": list(data.classes),
+        **said,
         "shown_at": _fit_words(data),
         "splits": splits,
         "hints": list(_hints(splits)),
@@ -81,7 +84,20 @@ def _split_facts(data: VisionData, kind: str | None, samples: Samples) -> Facts:
         labels = np.array([label for labels in found for label in labels], np.int64)
         images = np.bincount(labels, minlength=data.num_classes).tolist()
         return {"classes": {name: {"images": count} for name, count in zip(data.classes, images, strict=True)}}
+    if kind == "Depth" and data.depth_range is not None:
+        return _depth_facts(samples, data.depth_range)
     return {}
+
+
+def _depth_facts(samples: Samples, depth_range: tuple[float, float]) -> Facts:
+    spread, sizes = depth_spread(samples, depth_range)
+    return {
+        "pixels_with_depth": spread.readings / max(1, spread.pixels),
+        "depths_in_range": spread.inside / max(1, spread.readings),
+        "depth": {f"{percent} %": spread.quantile(percent / 100) for percent in PERCENTILES} if spread.readings else {},
+        "height": _spread(sizes[:, 0]),
+        "width": _spread(sizes[:, 1]),
+    }
 
 
 def _object_facts(data: VisionData, objects: ObjectTable) -> Facts:
@@ -152,7 +168,9 @@ def lines_of(facts: Facts) -> list[str]:
     """Write the facts as lines for people."""
     splits: dict[str, Facts] = facts["splits"]
     count = len(facts["classes"])
-    lines = [f"{facts['data']}: {count} class{'es' if count > 1 else ''}", "", *table(list(_split_rows(splits)))]
+    what = f"{count} class{'es' if count > 1 else ''}" if count else "depth"
+    rows = _depth_rows(facts) if all("depth" in split for split in splits.values()) else _split_rows(splits)
+    lines = [f"{facts['data']}: {what}", "", *table(list(rows))]
     if all("classes" in split for split in splits.values()):
         lines += ["", "by class", *table(list(_class_rows(facts)))]
     if any("sizes" in split for split in splits.values()):
@@ -167,6 +185,23 @@ def _split_rows(splits: dict[str, Facts]) -> Iterator[list[str]]:
         counts = [split[key] for key in ("images", "without_objects", "objects", "ignored") if key in split]
         spread = [_numbers(split["objects_per_image"])] if detection else []
         yield [name, *(f"{count:,}" for count in counts), *spread]
+
+
+def _depth_rows(facts: Facts) -> Iterator[list[str]]:
+    least, most = facts["depth_range"]
+    percents = ", ".join(f"{percent} %" for percent in PERCENTILES)
+    within = f"of these in {least:g} to {most:g} m"
+    yield ["split", "images", "height, px", "width, px", "pixels with depth", within, f"depth in m: {percents}"]
+    for name, split in facts["splits"].items():
+        sizes = [_sole(split["height"]), _sole(split["width"])]
+        shares = [f"{100 * split[key]:.3g} %" for key in ("pixels_with_depth", "depths_in_range")]
+        depths = ", ".join(f"{metres:.3g}" for metres in split["depth"].values())
+        yield [name, f"{split['images']:,}", *sizes, *shares, depths or "none"]
+
+
+def _sole(spread: dict[str, float]) -> str:
+    """Write a spread, or the one value there is."""
+    return f"{spread['least']:,.0f}" if spread["least"] == spread["most"] else _numbers(spread)
 
 
 def _class_rows(facts: Facts) -> Iterator[list[str]]:

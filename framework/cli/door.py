@@ -15,6 +15,7 @@ CLASS_KEYS = {
     "data": "data",
     "backbone": "backbones",
     "head": "heads",
+    "output": "outputs",
     "loss": "losses",
     "losses": "losses",
     "train_transforms": None,
@@ -33,6 +34,7 @@ LINKED = {
     ("model", "class_names"): "the class names",
     ("model", "ignore_index"): "the ignore index",
     ("model", "multi_label"): "whether images have several classes",
+    ("model", "depth_range"): "the range of depths",
     ("model", "backbone", "in_channels"): "the number of channels",
     ("data", "seed"): "the seed (seed_everything)",
 }

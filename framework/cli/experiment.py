@@ -1,7 +1,9 @@
 """One experiment from its layers to its results, on LightningCLI."""
 
+import copy
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from framework.cli.summary import (
     MOST_CLASSES,
     end_words,
     figure_lines,
+    padding_lines,
     place_lines,
     recipe_line,
     setting_lines,
@@ -121,6 +124,7 @@ class ExperimentCLI(LightningCLI):
         parser.link_arguments("data.classes", "model.init_args.class_names", list, apply_on="instantiate")
         parser.link_arguments("data.multi_label", "model.init_args.multi_label", apply_on="instantiate")
         parser.link_arguments("data.ignore_index", "model.init_args.ignore_index", apply_on="instantiate")
+        parser.link_arguments("data.depth_range", "model.init_args.depth_range", apply_on="instantiate")
         parser.link_arguments("data.channels", "model.init_args.backbone.init_args.in_channels", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
@@ -196,12 +200,18 @@ class ExperimentCLI(LightningCLI):
 
     def plain_config(self) -> dict[str, Any]:
         """Return the resolved config of this command as plain types, without what is linked."""
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-        plain: dict[str, Any] = yaml.safe_load(text)
+        plain = copy.deepcopy(self._resolved)
         for key in ("config", "ckpt_path", "weights_only", "verbose", "resume", "allow_changes"):  # of one start
             plain.pop(key, None)
         plain["run"]["id"] = None  # whoever uses this config again makes a run of its own
         plain["plugins"] = [_from_here(path) for path in self.plugins] or None
+        return plain
+
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        """The resolved config of this command as plain types; found once, as it takes a twentieth of a second."""
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        plain: dict[str, Any] = yaml.safe_load(text)
         return plain
 
     # Running.
@@ -219,6 +229,7 @@ class ExperimentCLI(LightningCLI):
         """Check what callbacks monitor and every file of the data, then make the run folder."""
         config = self._get(self.config, "trainer", default={})
         check_processes(self.trainer, bool(config.get("sync_batchnorm")), self.run.is_found_again)
+        self.model.check_command(str(self.subcommand), self.datamodule)
         self.check_monitors(self.trainer.callbacks)  # type: ignore[attr-defined]
         if self.subcommand != "fit":
             self.check_weights()
@@ -232,7 +243,8 @@ class ExperimentCLI(LightningCLI):
             self.count()
             self.model.check_data(self.datamodule)
             sizes = [self.datamodule.example(split)["image"].shape[-2:] for split in ("train", "val")]
-            for size in dict.fromkeys([*self.datamodule.stage_sizes(), *map(tuple, sizes)]):
+            self.sizes = list(dict.fromkeys([*self.datamodule.stage_sizes(), *map(tuple, sizes)]))
+            for size in self.sizes:
                 self.model.try_size(*size)
         config = self.plain_config()
         self.started.append(self)
@@ -284,7 +296,7 @@ class ExperimentCLI(LightningCLI):
             lines[1] += trained_words(self.groups)
             optimizer = self.plain_config()["model"]["init_args"]["optimizer"]
             recipe = recipe_line(self.trainer, self.model, self.datamodule, optimizer, self.length.steps)
-            lines[3:3] = [recipe, *group_lines(self.groups, self.length)]
+            lines[3:3] = [recipe, *group_lines(self.groups, self.length), *padding_lines(self.model, self.sizes)]
         return "\n".join(lines)
 
     def _group_facts(self) -> list[dict[str, Any]]:

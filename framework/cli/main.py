@@ -22,6 +22,7 @@ OTHERS = {
     "compare": "architectures side by side: counted, measured and published",
     "config": "check experiment files without training",
     "data": "check and count the files of a data set, and draw samples of it",
+    "features": "pictures of what a backbone sees: principal components and similarities of patches",
     "schedule": "print and plot every schedule of an experiment before it runs",
     "schema": "print the JSON Schema of experiments, for editors",
     "replay": "run a training step again whose loss was not finite",

@@ -12,12 +12,20 @@ from framework.cli.arguments import CommandParser
 from framework.errors import ConfigError
 from framework.source import SourceError, find_module
 
-GROUPS = {"backbone": "backbones", "head": "heads", "detection_head": "heads", "loss": "losses", "data": "data"}
+GROUPS = {
+    "backbone": "backbones",
+    "head": "heads",
+    "detection_head": "heads",
+    "loss": "losses",
+    "depth_loss": "losses",
+    "data": "data",
+}
 USES = {  # how an experiment takes each, on top of one that runs without any download
     "backbone": "--model.backbone {name}",
     "head": "--model.head {name}",
     "detection_head": "--model.head {name}",
     "loss": "--model.loss {name}",
+    "depth_loss": "--model.loss {name}",
     "data": "--data {name}",
 }
 EPILOG = """examples:
@@ -51,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _say_next(install: str, check: str, name: str, kind: str, plugins: str) -> None:
     use = USES[kind].format(name=name)
-    experiment = "fcos_cells" if kind == "detection_head" else "unet_seg"
+    experiment = {"detection_head": "fcos_cells", "depth_loss": "depth_sample"}.get(kind, "unet_seg")
     train = f"fit --config experiments/{experiment}.yaml {use}{plugins}"
     print("next:\n" + "\n".join(f"  {line}" for line in (install, check, train) if line))
 

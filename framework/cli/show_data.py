@@ -16,15 +16,19 @@ from framework.data.choice import choose_samples
 from framework.data.counts import kind_of, object_table
 from framework.data.datamodule import VisionData
 from framework.data.loader import Sample, SampleKey, collate
+from framework.data.transforms import DepthMap
 from framework.errors import DataError
 from framework.heads.yolo import ANCHORS, fit_anchors
 from framework.preprocessing import resize_image
 from framework.tracking.boxes import draw_boxes
-from framework.tracking.drawing import PAPER, SWATCH, Picture, Row, contact_sheet, overlay, palette, to_rgb
+from framework.tracking.depth import colour_depth, depth_bar
+from framework.tracking.drawing import HATCH, PAPER, SWATCH, Picture, Row, contact_sheet, overlay, palette, to_rgb
 
 SIDES = {1: 640, 2: 640, 3: 538, 6: 256}  # pixels of a picture's longer side, by the columns of the sheet
 WIDE = 2  # times as wide as high: two of such pictures in a row
 SMALL = 128  # pixels: six pictures of a class each in a row, if none is larger
+DRAWN = ("Detection", "Segmentation", "Depth")  # tasks with something to be seen in every picture
+GAP = 4  # pixels between an image and its depth
 COARSE = 4  # times a picture is enlarged, from which on its pixels are left to be seen
 IGNORED = (128, 128, 128)  # colour of objects that do not count
 FEWEST = 50  # boxes from which on anchors are fitted to them
@@ -96,14 +100,17 @@ def draw_sheet(data: VisionData, samples: Sequence[Sample], caption: str) -> Pic
     legend: list[tuple[str, Any]] = []
     if kind in ("Detection", "Segmentation"):
         legend = list(zip(data.classes, _colours(data, kind), strict=True))
+    elif kind == "Depth" and data.depth_range is not None:
+        legend = [("depth in metres", depth_bar(data.depth_range)), ("hatched: no reading", HATCH)]
     return contact_sheet(rows, caption, legend)
 
 
 def columns_for(images: Sequence[Tensor], kind: str | None) -> int:
     """Return how many pictures stand in a row: few of wide ones, many of small ones on which nothing is drawn."""
     wide = sorted(image.shape[-1] / image.shape[-2] for image in images)[len(images) // 2]
+    wide *= 2 if kind == "Depth" else 1  # its depth stands beside each image
     small = max(max(image.shape[-2:]) for image in images) <= SMALL
-    return 6 if small and kind not in ("Detection", "Segmentation") else 2 if wide >= WIDE else 3
+    return 6 if small and kind not in DRAWN else 2 if wide >= WIDE else 3
 
 
 def _own_part(sample: Sample) -> Tensor:
@@ -119,6 +126,10 @@ def _draw(data: VisionData, kind: str | None, sample: Sample, image: Tensor, sid
         return _draw_objects(data, sample, image, side)
     if kind == "Segmentation":
         return str(sample["id"]), _draw_mask(data, sample["mask"].as_subclass(Tensor), image, side)
+    if kind == "Depth" and data.depth_range is not None:
+        return str(sample["id"]), _draw_depth(
+            data.depth_range, sample["depth"].as_subclass(Tensor), image, (side - GAP) // 2
+        )
     return _label_words(data, sample), to_rgb(_fit(image, side) if max(image.shape[-2:]) > side else image)
 
 
@@ -137,6 +148,12 @@ def _draw_mask(data: VisionData, mask: Tensor, image: Tensor, side: int) -> Pict
     image = _fit(resize_image(image, _size(mask)), side)  # a large JPEG may have been decoded at a fraction
     mask = tv.resize(mask[None], list(_size(image)), interpolation=tv.InterpolationMode.NEAREST)[0]
     return overlay(to_rgb(image), mask, _colours(data, "Segmentation"), ignore_index=data.ignore_index)
+
+
+def _draw_depth(depth_range: tuple[float, float], depth: Tensor, image: Tensor, side: int) -> Picture:
+    image = _fit(resize_image(image, _size(depth)), side)
+    colours = colour_depth(tv.resize(DepthMap(depth), list(_size(image))), depth_range)
+    return np.concatenate([to_rgb(image), np.full((len(colours), GAP, 3), PAPER, np.uint8), colours], 1)
 
 
 def _label_words(data: VisionData, sample: Sample) -> str:

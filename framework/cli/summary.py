@@ -1,6 +1,6 @@
 """What a command prints before it runs, and after it has run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from framework.data.datamodule import VisionData
 from framework.tasks.base import Task, knows_fused
 
 OF_BOXES = ("ap", "ap50", "ap75", "precision", "recall", "threshold")
+OF_DEPTH = ("image/rmse", "image/abs_rel", "image/log10", "image/delta1")
 HEADLINES = ("miou", "iou", "accuracy", "balanced_accuracy", "top5", "f1", "map", *OF_BOXES, "exact_match", "score")
 MOST_CLASSES = 20  # more have their own figures in metrics.json alone
 PLACES = {"checkpoints": "checkpoints", "metrics": "metrics.json", "pictures": "pictures", "config": "config.yaml"}
@@ -29,17 +30,30 @@ def setting_lines(run: Path, trainer: Trainer, model: Task, data: VisionData, co
         counts: Samples by split, of the splits that are used.
     """
     total = sum(p.numel() for p in model.parameters())
-    classes = list(data.classes[:8]) + (["..."] if len(data.classes) > 8 else [])
+    if data.depth_range is not None:
+        targets = f"depths of {data.depth_range[0]:g} to {data.depth_range[1]:g} m"
+    else:
+        targets = f"classes {' '.join([*data.classes[:8], *(['...'] if len(data.classes) > 8 else [])])}"
     layout = "channels last" if model.memory_format is torch.channels_last else "contiguous"
     nodes = f"{trainer.num_nodes} nodes of " if trainer.num_nodes > 1 else ""
     return [
         f"run      {run}",
         f"model    {type(model).__name__} with {type(model.backbone).__name__}: {total / 1e6:.2f} M parameters",
         f"data     {type(data).__name__}: "
-        + ", ".join([*(f"{count} {name}" for name, count in counts.items()), f"classes {' '.join(classes)}"]),
+        + ", ".join([*(f"{count} {name}" for name, count in counts.items()), targets]),
         f"device   {nodes}{trainer.num_devices} x {trainer.strategy.root_device.type}, precision {trainer.precision}, "
         f"{layout}, {torch.get_num_threads()} threads, {data.worker_count(trainer.world_size)} loader workers",
     ]
+
+
+def padding_lines(model: Task, sizes: Iterable[tuple[int, int]]) -> list[str]:
+    """Say that images are padded, if any size (height, width) is none that the network can divide."""
+    multiple = getattr(model, "multiple", model.backbone.multiple)
+    for height, width in sizes:
+        if height % multiple or width % multiple:
+            padded = f"{-(-height // multiple) * multiple}x{-(-width // multiple) * multiple}"
+            return [f"padding  {height}x{width} becomes {padded}, a multiple of {multiple}; results lose it again"]
+    return []
 
 
 def trained_words(groups: Sequence[Group]) -> str:
@@ -79,7 +93,9 @@ def recipe_line(
 def figure_lines(figures: Mapping[str, float | None], few: bool) -> Iterator[str]:
     """Write the headline figures; `few`: those of every class too."""
     for name, value in figures.items():
-        if name.split("/")[1] in HEADLINES and value is not None and (few or name.count("/") == 1):
+        _, *parts = name.split("/")
+        chosen = "/".join(parts[:2]) in OF_DEPTH or (parts[0] in HEADLINES and (few or len(parts) == 1))
+        if chosen and value is not None:
             yield f"{name:24} {value:.4f}"
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten  # private, but what torch.export h
 from torchvision import tv_tensors
 
 from framework.conformance.check import Check, Maker, demand
+from framework.conformance.depth_samples import is_of_depth, wrong_depth, wrong_shown_depth
 from framework.data.loader import PER_OBJECT, Sample, SampleKey, Samples
 
 LOOKED_AT = 3  # samples of a split
@@ -69,12 +70,15 @@ def it_has_splits(make: Maker) -> None:
 
 
 def classes_are_stated(make: Maker) -> None:
-    """The names of the classes, all different, and the number of channels are known before a file is read."""
+    """The names of the classes, all different, and the number of channels are known before a file is read.
+
+    Of depth there are no classes.
+    """
     data = make()
     classes, channels = getattr(data, "classes", None), getattr(data, "channels", None)
     demand(
         isinstance(classes, tuple)
-        and len(classes) > 0
+        and (len(classes) > 0 or is_of_depth(data))
         and all(isinstance(name, str) for name in classes)
         and len(set(classes)) == len(classes),
         "`classes`, a tuple of different names",
@@ -99,13 +103,21 @@ def samples_are_as_documented(make: Maker) -> None:
             not wrong,
             f"sample {index} of {name} as documented in framework.data.loader.Samples",
             "; ".join(wrong)[:400],
-            "return {'image': tv_tensors.Image(uint8), 'mask': tv_tensors.Mask(classes), 'id': str, "
-            "'original_size': (height, width)} from `read`"
-            if not _has_boxes(data)
-            else "return {'image': tv_tensors.Image(uint8), 'boxes': tv_tensors.BoundingBoxes(float32 (N, 4), "
-            "format='XYXY', canvas_size=original_size), 'labels': long (N,) from 0, 'ignored': bool (N,), 'area': "
-            "float32 (N,), 'id': str, 'original_size': (height, width)} from `read`",
+            f"return {{'image': tv_tensors.Image(uint8), {_targets_wanted(data)}, 'id': str, 'original_size': "
+            "(height, width)} from `read`",
         )
+
+
+def _targets_wanted(data: Any) -> str:
+    """Say which targets the samples of some data should have."""
+    if is_of_depth(data):
+        return "'depth': DepthMap(float32 (H, W) in metres, 0 without a reading)"
+    if _has_boxes(data):
+        return (
+            "'boxes': tv_tensors.BoundingBoxes(float32 (N, 4), format='XYXY', canvas_size=original_size), 'labels': "
+            "long (N,) from 0, 'ignored': bool (N,), 'area': float32 (N,)"
+        )
+    return "'mask': tv_tensors.Mask(classes)"
 
 
 def _has_boxes(data: Any) -> bool:
@@ -128,7 +140,9 @@ def _wrong_image(sample: Sample, channels: int) -> list[str]:
 
 
 def _wrong_targets(sample: Sample, data: Any) -> list[str]:
-    """Say what is wrong with the mask, the label or the objects of a sample."""
+    """Say what is wrong with the depth, the mask, the label or the objects of a sample."""
+    if is_of_depth(data):
+        return wrong_depth(sample)
     if _has_boxes(data):
         return _wrong_objects(sample, data.num_classes)
     wrong = []
@@ -229,6 +243,33 @@ def boxes_lie_where_the_network_looks(make: Maker) -> None:
         )
 
 
+def depth_goes_with_the_image(make: Maker) -> None:
+    """Depth is as large as the image in training and stays as stored in evaluation; it is in `depth_range`, or 0."""
+    data = _build(make)
+    if not is_of_depth(data):
+        return
+    training, validation = data.train_dataloader().dataset, data.val_dataloader().dataset
+    for index, epoch in product(range(min(LOOKED_AT, len(training.samples))), range(4)):
+        sample = training[SampleKey(index, epoch)]
+        wrong = wrong_shown_depth(sample, sample["image"].shape[-2:], data.depth_range)
+        demand(
+            not wrong,
+            f"depth of training sample {index}, epoch {epoch}, of the size of its image, in metres of depth_range or 0",
+            "; ".join(wrong),
+            "keep `depth` a DepthMap, so that transforms move it with the image, and end `train_transform` as "
+            "DepthTrainTransform does",
+        )
+    for index in range(min(LOOKED_AT, len(validation.samples))):
+        sample = validation[SampleKey(index, 0)]
+        wrong = wrong_shown_depth(sample, sample["original_size"], data.depth_range)
+        demand(
+            not wrong and "size" in sample,
+            f"validation sample {index} with its depth as stored, in metres of depth_range or 0, and `size`",
+            "; ".join(wrong) or f"only {', '.join(sample)}",
+            "change the image alone in evaluation, as DepthEvalTransform does: predictions are brought to its size",
+        )
+
+
 def reading_is_pure(make: Maker) -> None:
     """Reading a sample involves no random numbers, and does not depend on what was read before."""
     data = _build(make)
@@ -325,6 +366,7 @@ CHECKS = (
     Check(classes_are_stated),
     Check(samples_are_as_documented, STATED),
     Check(boxes_lie_where_the_network_looks, READ),
+    Check(depth_goes_with_the_image, READ),
     Check(reading_is_pure, READ),
     Check(augmentation_is_keyed, (*READ, reading_is_pure)),
     Check(batches_fit_together, READ),

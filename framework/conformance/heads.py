@@ -2,15 +2,19 @@
 
 import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from math import lcm
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.backbone import Features, Level
 from framework.conformance.check import Check, Maker, demand, demand_independent_copies, difference, weigh
+from framework.errors import ConfigError
+from framework.heads.dense import DenseHead
 
 # What a check needs.
 
@@ -80,24 +84,48 @@ def _outputs(features: Features, size: tuple[int, int], head: Any) -> list[Tenso
     return [_run(head, features, size)]
 
 
+def _is_choosy(make: Maker) -> bool:
+    """Tell a head that says that it is for some backbones only: those it is not for, it refuses with a ConfigError."""
+    for source in SOURCES:
+        with suppress(Exception):  # this one it may not be for
+            return not getattr(make.anew(source.levels, source.prefix_tokens, 3), "any_levels", True)
+    return False
+
+
+def _taken(make: Maker, *sources: Source) -> Iterator[tuple[Source, Any]]:
+    """Yield every source that the head is for, with a head."""
+    for source in sources:
+        try:
+            head = _build(make, source)
+        except ConfigError:
+            if _is_choosy(make):
+                continue
+            raise
+        yield source, head
+
+
 def _each(make: Maker, *sources: Source) -> Iterator[tuple[Source, Any, Features, tuple[int, int]]]:
     """Yield a head in eval mode for every source, with features and the size of their image."""
-    for source in sources:
-        head = _build(make, source).eval()
+    for source, head in _taken(make, *sources):
         size = image_size(head, source)
-        yield source, head, make_features(source, size), size
+        yield source, head.eval(), make_features(source, size), size
 
 
 # The rules.
 
 
 def it_builds_on_any_levels(make: Maker) -> None:
-    """A head is built from (levels, prefix_tokens, outputs) of any backbone, and says what it reads and needs."""
+    """A head is built from (levels, prefix_tokens, outputs) of any backbone, and says what it reads and needs.
+
+    One whose `any_levels` is False may refuse some with a ConfigError.
+    """
     for source in SOURCES:
         remedy = "take the levels as they come: channels and strides from `levels`, their number from len(levels)"
         try:
             head = make.anew(source.levels, source.prefix_tokens, 3)
         except Exception as error:
+            if isinstance(error, ConfigError) and _is_choosy(make):
+                continue
             demand(False, f"a head for {source.name}", f"{type(error).__name__}: {str(error).strip()[:400]}", remedy)
         used = getattr(head, "used", None)
         demand(
@@ -120,7 +148,7 @@ def it_builds_on_any_levels(make: Maker) -> None:
 
 def the_output_has_the_right_shape(make: Maker) -> None:
     """The result is (B, outputs, height, width) of a dense head, (B, outputs) of a classification head."""
-    for source in SOURCES:
+    for source, _ in _taken(make, *SOURCES):
         for outputs in (1, 7):
             head = _build(make, source, outputs).eval()
             for size in (image_size(head, source), image_size(head, source)[::-1]):
@@ -132,6 +160,22 @@ def the_output_has_the_right_shape(make: Maker) -> None:
                     tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__,
                     "end with a layer of `outputs` channels; a dense head resizes to `size`, height first",
                 )
+
+
+def coarse_resized_is_forward(make: Maker) -> None:
+    """What a dense head computes at its own resolution is, resized to the image, its result."""
+    for source, head, features, size in _each(make, CNN, VIT):
+        if not isinstance(head, DenseHead):
+            continue
+        result, coarse = _run(head, features, size), head.coarse(features, size)
+        resized = F.interpolate(coarse.float(), size, mode="bilinear", align_corners=False)
+        gap = difference([result], [resized]) if resized.shape == result.shape else float("inf")
+        demand(
+            gap <= 1e-5,  # not smaller if it is NaN
+            f"`coarse`, resized bilinearly to {size[0]}x{size[1]}, to equal `forward`, for {source.name}",
+            f"{tuple(coarse.shape)}, a relative difference of {gap:.2g}",
+            "write one of the two alone: `forward`, or, in a subclass of CoarseHead, `coarse`",
+        )
 
 
 def it_reads_what_it_says(make: Maker) -> None:
@@ -261,6 +305,7 @@ CHECKS = (
     Check(the_input_is_not_written_to, SHAPED),
     Check(eval_is_deterministic, STEADY[:3]),
     Check(images_do_not_mix, STEADY),
+    Check(coarse_resized_is_forward, STEADY),
     Check(it_reads_what_it_says, SHAPED),
     Check(every_parameter_gets_a_gradient, SHAPED),
     Check(the_state_dict_holds_everything, STEADY),

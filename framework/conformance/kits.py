@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from framework.conformance import backbones, data, detection_heads, heads, losses
+from framework.conformance import backbones, data, depth_losses, detection_heads, heads, losses
 from framework.conformance.check import Check, Make, Verdict, run_checks
 from framework.errors import ConfigError, suggest
 from framework.heads.detection import DetectionHead
+from framework.losses.depth import DepthLoss
 
 KITS: dict[str, tuple[Check, ...]] = {
     "backbones": backbones.CHECKS,
@@ -23,14 +24,19 @@ def kit(kind: str, only: Collection[str] = (), make: Make | None = None) -> tupl
     Args:
         kind: `backbones`, `heads`, `losses` or `data`.
         only: Names of the checks that are wanted; none: all.
-        make: Builds the plugin: heads that find objects have other rules than those that fill images.
+        make: Builds the plugin: heads that find objects have other rules than those that fill images, and losses of
+            depths others than those of classes.
 
     Raises:
         ConfigError: There is no kit for it, or no check of that name in it.
     """
     if kind not in KITS:
         raise ConfigError(f"there is no conformance kit for {kind}; {suggest(kind, KITS)}".rstrip("; "))
-    checks = detection_heads.CHECKS if kind == "heads" and make and _finds_objects(make) else KITS[kind]
+    checks = KITS[kind]
+    if kind == "heads" and make and _finds_objects(make):
+        checks = detection_heads.CHECKS
+    elif kind == "losses" and make and _is_of_depth(make):
+        checks = depth_losses.CHECKS
     names = [check.name for check in checks]
     for name in only:
         if name not in names:
@@ -39,15 +45,27 @@ def kit(kind: str, only: Collection[str] = (), make: Make | None = None) -> tupl
 
 
 def _finds_objects(make: Make) -> bool:
-    """Tell a detection head: by its class, or, where a function builds it, by building one."""
+    """Tell a detection head."""
+    built = _class_of(make, heads.CNN.levels, heads.CNN.prefix_tokens, 3)
+    return issubclass(built, DetectionHead) or (hasattr(built, "losses") and hasattr(built, "detect"))
+
+
+def _is_of_depth(make: Make) -> bool:
+    """Tell a depth loss."""
+    built = _class_of(make)
+    return issubclass(built, DepthLoss) or hasattr(built, "relative")
+
+
+def _class_of(make: Make, *arguments: Any) -> type:
+    """Return the class that is built: where a function builds it, by building one; `object` if that fails."""
     while isinstance(make, partial):
         make = make.func
-    if not isinstance(make, type):
-        try:
-            make = type(make(heads.CNN.levels, heads.CNN.prefix_tokens, 3))
-        except Exception:  # a check says so
-            return False
-    return issubclass(make, DetectionHead) or (hasattr(make, "losses") and hasattr(make, "detect"))
+    if isinstance(make, type):
+        return make
+    try:
+        return type(make(*arguments))
+    except Exception:  # a check says so
+        return object
 
 
 def check_plugin(make: Make, kind: str = "backbones") -> list[Verdict]:

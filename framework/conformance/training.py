@@ -11,10 +11,12 @@ from framework.tasks.base import Task
 
 
 def heads_by_task() -> Iterator[tuple[Advert, Advert]]:
-    """Yield every head of our own with every task that it serves, as (task, head)."""
+    """Yield every head of our own that takes any backbone with every task that it serves, as (task, head)."""
     adverts = advertised()
     for advert in adverts.values():
-        if advert.kind == "heads" and advert.module.startswith("framework."):
+        if advert.kind != "heads" or not advert.module.startswith("framework."):
+            continue
+        if getattr(advert.load(), "any_levels", True):
             for task in advert.tasks or ():
                 yield adverts[task], advert
 

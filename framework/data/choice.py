@@ -19,6 +19,8 @@ def choose_samples(data: VisionData, samples: Samples, count: int) -> list[int]:
     """
     kind = kind_of(data)
     candidates = permutation(len(samples), "data show")
+    if kind == "Depth":  # of which there are no classes
+        return sorted(candidates[:count])
     if kind == "Segmentation" or not any(hasattr(samples, name) for name in ("class_indices", "labels")):
         candidates = candidates[: max(LOOKED_AT, count)]
     found = image_classes(samples, data.num_classes, kind, candidates)

@@ -5,13 +5,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
 from framework.data.augment import Mix, RandAugment
@@ -27,6 +27,8 @@ from framework.preprocessing import fit_shorter_side, resize_image
 DEFAULT_SIZE = 224
 ASPECT = 4 / 3  # how much wider or narrower than what comes out a training crop may be; torchvision's own default
 
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 ClassIndices = Sequence[int] | Sequence[Sequence[int]]
 """The class index of each image; of multi-label data, the class indices of each image, of any number."""
@@ -99,10 +101,14 @@ class CentreCrop:
         resize: Shorter side that images are brought to first, in pixels; None: as stored.
         size: Height and width of what comes out.
         kept: Share of the image's shorter side that is kept, in (0, 1].
+        interpolation: Between pixels.
     """
 
-    def __init__(self, resize: int | None, size: tuple[int, int], kept: float) -> None:
+    def __init__(
+        self, resize: int | None, size: tuple[int, int], kept: float, interpolation: Interpolation = "bilinear"
+    ) -> None:
         self.resize, self.size, self.kept = resize, size, kept
+        self.interpolation = InterpolationMode(interpolation)
 
     def __call__(self, sample: Sample) -> Sample:
         """Transform a sample and add `size`, its image's (height, width) as the network sees it."""
@@ -113,7 +119,9 @@ class CentreCrop:
         scale = self.kept * min(height / self.size[0], width / self.size[1])
         rows, columns = (max(1, round(scale * side)) for side in self.size)
         top, left = (height - rows) // 2, (width - columns) // 2
-        image = tv.resized_crop(image, top, left, rows, columns, list(self.size), antialias=True)
+        image = tv.resized_crop(
+            image, top, left, rows, columns, list(self.size), interpolation=self.interpolation, antialias=True
+        )
         return {**sample, "image": image, "size": self.size}
 
 
@@ -151,6 +159,7 @@ class ClassificationData(VisionData):
             otherwise; null: the largest size of `progressive`, or 224.
         crop_area: Smallest and largest share of an image's area that a training crop shows.
         eval_crop: Share of the shorter side that evaluation keeps, about the centre; 0.875 is the usual 224 of 256.
+        interpolation: Between pixels where crops are resized.
         hflip: Probability of a left-right flip.
         vflip: Probability of a top-down flip; for images without an up, such as microscopy and aerial ones.
         photometric: Brightness, contrast and saturation changes in training; null: none.
@@ -163,7 +172,7 @@ class ClassificationData(VisionData):
         ConfigError: `crop_area` or `eval_crop` is no share, or falls.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("Classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("Classification", "LinearProbes", "NearestNeighbours")
     class_key = "labels"
 
     def __init__(
@@ -171,6 +180,7 @@ class ClassificationData(VisionData):
         image_size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None,
         crop_area: tuple[PositiveFloat, PositiveFloat] = (0.25, 1.0),
         eval_crop: PositiveFloat = 0.875,
+        interpolation: Interpolation = "bilinear",
         hflip: ClosedUnitInterval = 0.5,
         vflip: ClosedUnitInterval = 0.0,
         photometric: Photometric | None = Photometric(),  # noqa: B008 - read only
@@ -189,6 +199,7 @@ class ClassificationData(VisionData):
         size = image_size or next(reversed(self.stage_sizes()), DEFAULT_SIZE)
         self.image_size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.crop_area, self.eval_crop, self.hflip, self.vflip = crop_area, eval_crop, hflip, vflip
+        self.interpolation: Interpolation = interpolation
         self.sampling = sampling
 
     def _plan(self, progressive: Progressive | None, rand_augment: RandAugment | None, mix: Mix | None) -> None:
@@ -217,7 +228,10 @@ class ClassificationData(VisionData):
         size = size or self.image_size
         aspect = size[1] / size[0]
         ratio = (aspect / ASPECT, aspect * ASPECT)
-        transforms: list[v2.Transform] = [v2.RandomResizedCrop(size, self.crop_area, ratio, antialias=True)]
+        interpolation = InterpolationMode(self.interpolation)
+        transforms: list[v2.Transform] = [
+            v2.RandomResizedCrop(size, self.crop_area, ratio, interpolation=interpolation, antialias=True)
+        ]
         transforms += [v2.RandomHorizontalFlip(self.hflip)] if self.hflip else []
         return transforms + ([v2.RandomVerticalFlip(self.vflip)] if self.vflip else [])
 
@@ -276,5 +290,5 @@ class ClassificationData(VisionData):
         return f"{super().rules()} {digest.hexdigest()}"
 
     def _eval_loader(self, samples: Samples) -> KeyedLoader:
-        crop = CentreCrop(self.resize, self.image_size, self.eval_crop)
+        crop = CentreCrop(self.resize, self.image_size, self.eval_crop, self.interpolation)
         return self._loader(KeyedSamples(samples, crop, self.seed), shuffle=False)

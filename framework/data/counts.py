@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,10 +14,12 @@ from PIL import Image
 from framework.boxes import Size
 from framework.data.box_files import STICKS_OUT, BoxFiles, exif_orientation, judge_boxes
 from framework.data.datamodule import VisionData
+from framework.data.depth_files import DepthFiles
+from framework.data.depth_spread import DepthSpread
 from framework.data.loader import Samples
 from framework.data.masks import MaskFiles
 
-KEYS = {"Detection": "boxes", "Segmentation": "mask", "Classification": "label"}
+KEYS = {"Detection": "boxes", "Segmentation": "mask", "Classification": "label", "Depth": "depth"}
 """The target of each task's samples."""
 
 T = TypeVar("T")
@@ -139,6 +142,20 @@ def _classes_of(sample: dict[str, Any]) -> list[int]:
         return sorted(set(labels[~np.asarray(ignored)].tolist() if ignored is not None else labels.tolist()))
     label = np.asarray(sample.get("label", []))
     return [int(label)] if label.ndim == 0 else np.flatnonzero(label).tolist()
+
+
+def depth_spread(samples: Samples, depth_range: tuple[float, float]) -> tuple[DepthSpread, NDArray[np.int64]]:
+    """Return how the depths of a split are spread, and the height and width of each map as stored, int64 (N, 2)."""
+    spread, adding = DepthSpread(depth_range), Lock()
+
+    def add(index: int) -> tuple[int, ...]:
+        depth = samples.depth(index) if isinstance(samples, DepthFiles) else samples.read(index)["depth"]
+        metres = np.asarray(depth)
+        with adding:
+            spread.add(metres)
+        return metres.shape
+
+    return spread, np.array(each(add, len(samples)), np.int64)
 
 
 def each(function: Callable[[int], T], count: int) -> list[T]:

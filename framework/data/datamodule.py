@@ -73,6 +73,7 @@ class VisionData(LightningDataModule, ABC):
     channels: int
     ignore_index: int | None = None
     multi_label: bool = False  # whether images have any number of classes
+    depth_range: tuple[float, float] | None = None  # nearest and farthest depth that counts, in metres
     progressive: Progressive | None = None  # the stages of training, if it goes by stages
     sampling: Sampling | None = None  # how often an epoch visits the images of each class; None: all equally often
     class_key: str = "class_indices"  # the attribute of a split's samples that says which image has which classes
@@ -240,6 +241,10 @@ class VisionData(LightningDataModule, ABC):
         if "test" not in self.splits():
             raise DataError(f"{type(self).__name__} has no test split")
         return self._eval_loader(self.splits()["test"])
+
+    def reference_dataloader(self) -> KeyedLoader:
+        """Return a loader that gives the training split as evaluation sees it: in order, nothing drawn at random."""
+        return self._eval_loader(self.splits()["train"])
 
     def predict_dataloader(self) -> KeyedLoader:
         """Return a loader over the images of `predict_dir`.

@@ -1,7 +1,8 @@
 """Decoding: any image or mask file to integers, or an error that names the file."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
     Raises:
         DataError: The file is missing, empty, truncated, no image, or animated.
     """
-    try:
+    with errors_named(path, content):
         image = Image.open(path if content is None else BytesIO(content))
         if image.format == "GIF" and getattr(image, "n_frames", 1) > 1:
             raise DataError(f"{path} is animated: save the frame that is meant as an image of its own")
@@ -98,6 +99,23 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
             image.draft(None, (width // divisor, height // divisor))
         rotated = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter turn
         image.load()
+    full = (width, height) if rotated else (height, width)
+    return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image, content), image.format == "JPEG")
+
+
+@contextmanager
+def errors_named(path: Path, content: bytes | None = None) -> Iterator[None]:
+    """Turn what Pillow raises as it decodes into an error that names the file.
+
+    Args:
+        path: The file.
+        content: The file's bytes, where they do not lie at `path`.
+
+    Raises:
+        DataError: The file is missing, empty, damaged, or no image.
+    """
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except UnidentifiedImageError:
@@ -108,8 +126,6 @@ def decode(path: Path, at_least: int | None = None, content: bytes | None = None
         raise DataError(f"{path} is larger than Pillow allows ({error}): cut it into tiles") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}): replace or remove it") from None
-    full = (width, height) if rotated else (height, width)
-    return Decoded(ImageOps.exif_transpose(image), full, _is_deep(path, image, content), image.format == "JPEG")
 
 
 def _divisor(size: tuple[int, int], at_least: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -16,6 +17,30 @@ from framework.preprocessing import fit_shorter_side, resize_image, to_unit
 
 class DepthMap(tv_tensors.Mask):
     """Depth (H, W) in metres, 0 unknown: moved like a mask, but filled with 0 where a mask is filled with a class."""
+
+
+@tv.register_kernel(functional="resize", tv_tensor_cls=DepthMap)  # type: ignore[untyped-decorator]
+def _resize_depth(depth: DepthMap, size: list[int] | None, max_size: int | None = None, **_: Any) -> DepthMap:
+    """Resize depth (..., H, W) without mixing what is near with what is far: each pixel takes one reading.
+
+    It is that at its own centre; `nearest`, which masks get, takes one at the upper left, half a reading off.
+    """
+    plain = depth.as_subclass(Tensor)
+    meta = torch.empty(plain.shape, device="meta")
+    height, width = tv.resize_mask(meta, size, max_size=max_size).shape[-2:]  # torchvision's rule for one number
+    maps = plain.reshape(1, -1, *plain.shape[-2:])
+    resized = F.interpolate(maps, size=(height, width), mode="nearest-exact")
+    return DepthMap(resized.reshape(*plain.shape[:-2], height, width))
+
+
+@tv.register_kernel(functional="resized_crop", tv_tensor_cls=DepthMap)  # type: ignore[untyped-decorator]
+def _resize_cropped_depth(
+    depth: DepthMap, top: int, left: int, height: int, width: int, size: list[int], **_: Any
+) -> DepthMap:
+    """Cut a window from depth (..., H, W) and resize it likewise."""
+    cut = tv.crop_mask(depth.as_subclass(Tensor), top, left, height, width)
+    resized: DepthMap = _resize_depth(DepthMap(cut), size)
+    return resized
 
 
 class RandomScaleCrop(v2.Transform):
@@ -49,7 +74,8 @@ class RandomScaleCrop(v2.Transform):
         before = [offset if extra > 0 else 0 for offset, extra in zip(place, slack, strict=True)]
         after = [extra - offset if extra > 0 else 0 for offset, extra in zip(place, slack, strict=True)]
         corner = [0 if extra > 0 else offset for offset, extra in zip(place, slack, strict=True)]
-        return {"padding": [before[1], before[0], after[1], after[0]], "corner": corner, "window": window}
+        padding = [before[1], before[0], after[1], after[0]]
+        return {"padding": padding, "corner": corner, "window": window, "scale": scale}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Pad, crop and resize one image, mask or set of boxes."""
@@ -60,12 +86,15 @@ class RandomScaleCrop(v2.Transform):
         return self._call_kernel(tv.resized_crop, inpt, top, left, height, width, size=list(self.size), antialias=True)
 
 
-def fill_masks(transforms: Sequence[v2.Transform], ignore_index: int) -> None:
-    """Make every transform that pads or rotates fill masks with `ignore_index`, where 0 would be a class."""
+def fill_masks(transforms: Sequence[v2.Transform], fill: int, kind: type[tv_tensors.Mask] = tv_tensors.Mask) -> None:
+    """Make every transform that pads or rotates fill masks of a kind with `fill`.
+
+    Of masks of classes that is the ignore index, where 0 would be a class; of depth it is 0, whatever images get.
+    """
     for transform in transforms:
-        fill_masks(getattr(transform, "transforms", ()), ignore_index)  # what Compose and its kin contain
+        fill_masks(getattr(transform, "transforms", ()), fill, kind)  # what Compose and its kin contain
         if isinstance(getattr(transform, "_fill", None), dict):
-            transform._fill = {**transform._fill, tv_tensors.Mask: ignore_index}
+            transform._fill = {**transform._fill, kind: fill}
 
 
 class Photometric:

@@ -42,18 +42,24 @@ ClassificationHeadFactory = Callable[[tuple[Level, ...], int, int], Classificati
 """Builds a head from (levels, prefix_tokens, outputs): the type of a task's `head` argument."""
 
 
-class _Pooled(ClassificationHead):
-    """A head over pooled features.
+class Pooling:
+    """What stands for an image, out of the features of it.
 
     Args:
+        levels: What the backbone returns, fine to coarse.
+        prefix_tokens: Tokens that the backbone returns beside each map.
         pool: What stands for an image: the class token, the mean of the map, both, or `auto`, the class token where
             there is one and else the mean.
         layers: Of how many of the last levels, concatenated; all, if the backbone returns fewer. With `cls+mean` the
             mean is that of the last map alone.
+
+    Raises:
+        ConfigError: The backbone has no class token to pool, or `layers` is not positive.
     """
 
+    used: tuple[int, ...]
+
     def __init__(self, levels: tuple[Level, ...], prefix_tokens: int, pool: Pool, layers: int) -> None:
-        super().__init__()
         require_positive(layers=layers)
         if pool in ("cls", "cls+mean") and not prefix_tokens:
             raise ConfigError(f"pool: {pool} needs a class token, and the backbone has none: set pool: mean")
@@ -69,6 +75,14 @@ class _Pooled(ClassificationHead):
         tokens = [features.prefix[index][:, 0] for index in self.with_token]
         means = [features.maps[index].mean((2, 3)) for index in self.with_mean]
         return torch.cat([*tokens, *means], dim=1)
+
+
+class _Pooled(Pooling, ClassificationHead):
+    """A head over pooled features; its arguments are those of `Pooling`."""
+
+    def __init__(self, levels: tuple[Level, ...], prefix_tokens: int, pool: Pool, layers: int) -> None:
+        ClassificationHead.__init__(self)
+        Pooling.__init__(self, levels, prefix_tokens, pool, layers)
 
 
 class LinearClassifier(_Pooled):

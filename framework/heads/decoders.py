@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from framework.backbone import Features, Level
 from framework.errors import ConfigError
-from framework.heads.dense import DenseHead, require_fraction, require_positive, resize
+from framework.heads.dense import CoarseHead, require_fraction, require_positive
 from framework.necks import Pyramid
 
 Norm = Literal["batch", "instance", "none"]
@@ -28,8 +28,8 @@ _NORMS: dict[Norm, Any] = {  # as SMP spells them
 }
 
 
-class _Decoder(DenseHead):
-    """A neck, an SMP decoder, a convolution to the outputs, and a resize to the image.
+class _Decoder(CoarseHead):
+    """A neck, an SMP decoder, and a convolution to the outputs.
 
     SMP's decoders index features by stride 1, 2, 4, ... with the image first; a stride that the neck does not
     give is a map of zero channels.
@@ -49,15 +49,16 @@ class _Decoder(DenseHead):
         initialize_decoder(self.decoder)
         initialize_head(self.classify)
 
-    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
-        """Compute (B, outputs, *size)."""
+    def coarse(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Compute (B, outputs, h, w) at the resolution of the decoder."""
         maps = self.neck(features.maps, size)
         finest, (batch, _, height, width) = self.neck.levels[0].stride, maps[0].shape
         empty = [
             maps[0].new_empty(batch, 0, height * finest // stride, width * finest // stride)
             for stride in _missing(self.neck)
         ]
-        return resize(self.classify(self.dropout(self.decoder([*empty, *maps]))), size)
+        raw: Tensor = self.classify(self.dropout(self.decoder([*empty, *maps])))
+        return raw
 
 
 class UNet(_Decoder):

@@ -79,7 +79,7 @@ def class_weight_tensor(class_weights: Sequence[float] | None, num_classes: int)
     if class_weights is None:
         return None
     if len(class_weights) != num_classes:
-        raise ConfigError(f"class_weights: {len(class_weights)} weights for {num_classes} classes")
+        raise ConfigError(f"model.head.class_weights: {len(class_weights)} weights for {num_classes} classes")
     if min(class_weights) <= 0:
-        raise ConfigError(f"class_weights must be above 0, got {list(class_weights)}")
+        raise ConfigError(f"model.head.class_weights must be above 0, got {list(class_weights)}")
     return torch.tensor(class_weights, dtype=torch.float32)

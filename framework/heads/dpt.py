@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.backbone import Features, Level
-from framework.heads.dense import DenseHead, require_fraction, require_positive, resize
+from framework.heads.dense import CoarseHead, require_fraction, require_positive, resize
 from framework.necks import Pyramid
 
 
-class DPT(DenseHead):
+class DPT(CoarseHead):
     """Class token read into the maps, a pyramid of strides 4 to 32, and its fusion from coarse to fine.
 
     Ranftl et al., arXiv 2103.13413. Maps are resized to the size of the skip connection and never by a factor.
@@ -56,8 +56,8 @@ class DPT(DenseHead):
             nn.Conv2d(channels, outputs, 1),
         )
 
-    def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
-        """Compute (B, outputs, *size)."""
+    def coarse(self, features: Features, size: tuple[int, int]) -> Tensor:
+        """Compute (B, outputs, h, w) at twice the resolution of the finest fused map."""
         maps = list(features.maps)
         if len(self.readouts):
             for index, read in zip(self.used, self.readouts, strict=True):
@@ -67,7 +67,8 @@ class DPT(DenseHead):
         for skip, unit, fuse in zip(reversed(maps), self.skips, self.fusions[1:], strict=True):
             x = fuse(resize(x, skip.shape[-2:]) + unit(skip))
         height, width = x.shape[-2:]
-        return resize(self.classify(resize(x, (2 * height, 2 * width))), size)
+        raw: Tensor = self.classify(resize(x, (2 * height, 2 * width)))
+        return raw
 
 
 class Readout(nn.Module):
@@ -95,13 +96,14 @@ class ResidualUnit(nn.Module):
     Args:
         channels: Depth of the map, kept.
         batch_norm: Batch norm after each convolution.
+        bias: Whether the convolutions have one, where no batch norm follows.
     """
 
-    def __init__(self, channels: int, batch_norm: bool) -> None:
+    def __init__(self, channels: int, batch_norm: bool, bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=not batch_norm)]
+            layers += [nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1, bias=bias and not batch_norm)]
             layers += [nn.BatchNorm2d(channels)] if batch_norm else []
         self.residual = nn.Sequential(*layers)
 

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -62,10 +62,13 @@ class Task(LightningModule, ABC):
             backbone; or words such as `[stage0, norms]`, see docs/transfer.md.
         adapter: Few weights inside the backbone, such as `LoRA`, that are trained in place of its own; see
             docs/transfer.md.
+        frozen_dtype: What a backbone computes in while all of it is frozen, whatever `trainer.precision` is: the head
+            gets its features in float32, or as that says. null: as `trainer.precision` says.
         channels_last: Memory layout; null: channels last for convolutional backbones.
         compile: Compile backbone and head with torch.compile.
     """
 
+    trains: ClassVar[bool] = True  # whether there is anything to train
     class_names: list[str]
     step_skipped = False  # whether the last optimizer step was left out
     unfreezing: ProgressiveUnfreezing | None  # who decides what is trained when, beside `freeze`
@@ -84,6 +87,7 @@ class Task(LightningModule, ABC):
         learning_rates: dict[str, float] | None = None,
         freeze: Selection = 0,
         adapter: Adapter | None = None,
+        frozen_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
         channels_last: bool | None = None,
         compile: bool = False,
     ) -> None:
@@ -93,6 +97,7 @@ class Task(LightningModule, ABC):
         self.rates = Rates(backbone_lr_factor, layer_decay, learning_rates)
         self.rates.check()
         self.channels_last, self.compile_network = channels_last, compile
+        backbone.frozen_dtype = getattr(torch, frozen_dtype) if frozen_dtype is not None else None
         self.never_trained, self.unfreezing, self.trained = freeze, None, None
         self._regularisation: Regularisation | None = None  # once the head is there
         self._parts: Parts | None = None
@@ -123,6 +128,22 @@ class Task(LightningModule, ABC):
         """Return every metric that training will log; an override adds those of its own."""
         return ["train/loss"]
 
+    def check_command(self, command: str, data: Any) -> None:
+        """Refuse a command that the task has no use for, before any file is looked at; an override calls this too.
+
+        Args:
+            command: `fit`, `validate`, `test` or `predict`.
+            data: The data module.
+
+        Raises:
+            ConfigError: There is nothing to train.
+        """
+        if command == "fit" and not self.trains:
+            raise ConfigError(
+                f"{type(self).__name__} trains nothing: run `framework validate` with the same options; it needs no "
+                "checkpoint"
+            )
+
     def check_data(self, data: Any) -> None:  # most tasks take any data that is made for them
         """Refuse data whose options contradict those of the task; an override calls this too.
 
@@ -144,6 +165,10 @@ class Task(LightningModule, ABC):
 
     def prediction_images(self, batch: Batch, prediction: Any, row: int) -> dict[str, Image.Image]:
         """Return the pictures of one predicted image, by file name; none by default."""
+        return {}
+
+    def prediction_files(self, batch: Batch, prediction: Any, row: int) -> dict[str, bytes]:
+        """Return what else is written for one predicted image, by file name; nothing by default."""
         return {}
 
     def prediction_record(self, batch: Batch, prediction: Any, row: int) -> list[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from typing import Any, Self
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -15,7 +14,8 @@ from framework.losses.segmentation import CrossEntropy, SegmentationLoss
 from framework.metrics.classification import ClassificationMetrics, MultiLabelMetrics, SingleLabelMetrics
 from framework.preprocessing import pad_to_multiple, to_unit
 from framework.tasks.base import Batch, Task, unpadded
-from framework.tracking.drawing import RIGHT, WRONG, Picture, Row, confusion_chart, to_rgb
+from framework.tracking.classified import classified_record, classified_row
+from framework.tracking.drawing import Picture, Row, confusion_chart
 
 NONE_IGNORED = -1  # every image has a class
 
@@ -191,17 +191,10 @@ class Classification(Task):
     def draw_row(self, batch: Batch, outputs: Any, row: int) -> Row:
         """Draw one evaluated image as the network saw it, in a red frame if its classes were not recognised."""
         height, width = batch["size"][row]
-        picture = to_rgb(batch["image"][row, :, :height, :width])
         probabilities, label = outputs["probabilities"][row].cpu(), batch["label"][row].cpu()
         true = label.nonzero().flatten().tolist() if self.multi_label else [int(label)]
-        predicted = self._predicted(probabilities)
-        border = max(1, min(height, width) // 32)
-        frame = np.empty((height + 2 * border, width + 2 * border, 3), np.uint8)
-        frame[:] = RIGHT if predicted == true else WRONG
-        frame[border:-border, border:-border] = picture
-        said = ", ".join(f"{self.class_names[index]} {100 * float(probabilities[index]):.0f} %" for index in predicted)
-        target = ", ".join(self.class_names[index] for index in true)
-        return Row(f"{target or 'none'}, predicted {said or 'none'} · {batch['id'][row]}", [("input", frame)])
+        image, predicted = batch["image"][row, :, :height, :width], self._predicted(probabilities)
+        return classified_row(image, batch["id"][row], probabilities, true, predicted, self.class_names)
 
     def _predicted(self, probabilities: Tensor) -> list[int]:
         """Return the predicted classes of one image: the likeliest, or, of several, all above one half."""
@@ -223,7 +216,4 @@ class Classification(Task):
 
         Where images have several classes, `class` lists them with `|` between, and `probability` that of each.
         """
-        every = [(name, f"{value:.6f}") for name, value in zip(self.class_names, prediction.tolist(), strict=True)]
-        predicted = self._predicted(prediction)
-        names, values = ("|".join(every[index][part] for index in predicted) for part in (0, 1))
-        return [("id", batch["id"][row]), ("class", names), ("probability", values), *every]
+        return classified_record(batch["id"][row], prediction, self._predicted(prediction), self.class_names)

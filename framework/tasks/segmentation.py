@@ -1,7 +1,7 @@
 """Semantic segmentation: a class for every pixel."""
 
 from math import lcm
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from framework.heads.decoders import UNet
 from framework.heads.dense import DenseHeadFactory
 from framework.inference import DenseInference
 from framework.losses.segmentation import CrossEntropy, SegmentationLoss
-from framework.preprocessing import crop_back, pad_to_multiple, resize_image, resize_logits, to_unit
+from framework.preprocessing import crop_back, pad_around, pad_to_multiple, resize_image, resize_logits, to_unit
 from framework.tasks.base import Batch, Task
 from framework.tracking.drawing import Picture, Row, confusion_chart, error_map, overlay, palette, to_rgb
 
@@ -33,6 +33,9 @@ class Segmentation(Task):
         class_names: Names of the classes; linked from the data.
         ignore_index: Class index of pixels that do not count; linked from the data.
         inference: Sliding windows and test-time augmentation in validation, test and predict.
+        padding: How images come to a size that backbone and head can take: `corner` repeats the edge at the bottom and
+            right, and cuts it off the result; `around` adds the mean colour on all sides, and stretches the result
+            over the image, as DINOv2's published heads were trained and evaluated.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Segmentation(Task):
         class_names: list[str] | None = None,
         ignore_index: int = 255,
         inference: DenseInference | None = None,
+        padding: Literal["corner", "around"] = "corner",
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
@@ -57,7 +61,7 @@ class Segmentation(Task):
         self.multiple = lcm(backbone.multiple, self.head.multiple)
         self.loss = loss or CrossEntropy()
         self.loss.check(num_classes)
-        self.inference = inference or DenseInference()
+        self.inference, self.padding = inference or DenseInference(), padding
         self.val_metrics = SegmentationMetrics(self.class_names, ignore_index)
         self.test_metrics = SegmentationMetrics(self.class_names, ignore_index)
         self.apply_freeze()
@@ -83,6 +87,10 @@ class Segmentation(Task):
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, num_classes, H, W) of images (B, C, H, W), uint8 or float in [0, 1], of any size."""
         size = (int(images.shape[-2]), int(images.shape[-1]))
+        if self.padding == "around":
+            padded = pad_around(to_unit(images), self.multiple, self.backbone.mean)
+            whole = (int(padded.shape[-2]), int(padded.shape[-1]))
+            return resize_logits(self.head.coarse(self.backbone(padded), whole), size)
         padded = pad_to_multiple(to_unit(images), self.multiple)
         logits = self.head(self.backbone(padded), (int(padded.shape[-2]), int(padded.shape[-1])))
         return crop_back(logits, size)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from framework.tracking.oklab import linear_rgb, oklab
+
 Picture = NDArray[np.uint8]  # (H, W, 3)
 
 NEUTRAL = (58, 58, 66)  # class 0, which is the background more often than not
@@ -120,9 +122,14 @@ def error_map(target: Any, prediction: Any, ignore_index: int | None = None) -> 
         raise ValueError(f"a target {target.shape} and a prediction {prediction.shape} are not (H, W) of one size")
     picture = np.where((target == prediction)[..., None], np.array(RIGHT), np.array(WRONG))
     if ignore_index is not None:
-        hatched = np.where(_hatching(target.shape)[..., None], np.array(HATCH), np.array(PAPER))
-        picture = np.where((target == ignore_index)[..., None], hatched, picture)
+        picture = hatch(picture, target == ignore_index)
     return _round(picture)
+
+
+def hatch(picture: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Replace a part, (H, W) bool, of a picture (H, W, 3) by grey lines on white: there is nothing to show."""
+    lines = np.where(_hatching(where.shape)[..., None], np.array(HATCH), np.array(PAPER))
+    return np.where(where[..., None], lines.astype(picture.dtype), picture)
 
 
 def confusion_chart(confusion: Any, names: Sequence[str]) -> Picture:
@@ -183,7 +190,7 @@ def contact_sheet(
     Args:
         rows: All with the same number of columns; titles are drawn where they differ from the row above.
         caption: Heading of the sheet.
-        legend: (name, colour) of each class.
+        legend: (name, colour) of each class; (name, picture) of a scale.
 
     Raises:
         ValueError: There are no pictures, a picture is not (H, W, 3) uint8, or rows differ in length.
@@ -266,7 +273,7 @@ def _hatching(shape: Sequence[int]) -> NDArray[np.bool_]:
 def _farther() -> Picture:
     """Choose the colours after the first ones, greedily, from a grid without the darkest, lightest and greyest."""
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 17)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    lab = _oklab(_linear(grid))
+    lab = oklab(linear_rgb(grid))
     vivid = (lab[:, 0] > 0.35) & (lab[:, 0] < 0.93) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.05)
     grid = grid[vivid]
     seen, chosen = _seen(grid), []
@@ -284,41 +291,16 @@ def _seen(colours: NDArray[Any]) -> NDArray[np.float64]:
 
     The matrix is that of Machado, Oliveira and Fernandes (2009) for full severity, in linear RGB.
     """
-    linear = _linear(colours)
+    linear = linear_rgb(colours)
     deuteranopia = np.array(
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     )
-    return np.stack([_oklab(linear), _oklab(np.clip(linear @ deuteranopia.T, 0, 1))])
+    return np.stack([oklab(linear), oklab(np.clip(linear @ deuteranopia.T, 0, 1))])
 
 
 def _distance(seen: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of each colour (2, n, 3) to one (2, 1, 3), to the eyes that tell them apart least."""
     return np.asarray(np.linalg.norm(seen - one, axis=-1).min(axis=0))
-
-
-def _linear(colours: NDArray[Any]) -> NDArray[np.float64]:
-    """Return linear RGB in [0, 1] of sRGB in [0, 255]."""
-    values = np.asarray(colours, dtype=np.float64) / 255
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-
-
-def _oklab(linear: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return lightness and two opponent axes of linear RGB (Ottosson, A perceptual color space, 2020)."""
-    cones = np.array(
-        [
-            [0.4122214708, 0.5363325363, 0.0514459929],
-            [0.2119034982, 0.6806995451, 0.1073969566],
-            [0.0883024619, 0.2817188376, 0.6299787005],
-        ]
-    )
-    axes = np.array(
-        [
-            [0.2104542553, 0.7936177850, -0.0040720468],
-            [1.9779984951, -2.4285922050, 0.4505937099],
-            [0.0259040371, 0.7827717662, -0.8086757660],
-        ]
-    )
-    return np.asarray(np.cbrt(linear @ cones.T) @ axes.T)
 
 
 def _fit(picture: Picture, count: int) -> Image.Image:
@@ -347,29 +329,43 @@ def _line(text: str, width: int, size: int, colour: tuple[int, int, int]) -> Ima
     return strip
 
 
-def _beside(pictures: Sequence[Image.Image], widths: Sequence[int]) -> Image.Image:
+def _beside(pictures: Sequence[Image.Image], widths: Sequence[int], gap: int = GAP) -> Image.Image:
     """Set pictures side by side in columns of given widths."""
-    strip = Image.new("RGB", (sum(widths) + GAP * (len(widths) - 1), max(p.height for p in pictures)), PAPER)
+    strip = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), max(p.height for p in pictures)), PAPER)
     left = 0
     for picture, width in zip(pictures, widths, strict=True):
         strip.paste(picture, (left, 0))
-        left += width + GAP
+        left += width + gap
     return strip
 
 
 def _legend(legend: Sequence[tuple[str, Sequence[int] | Picture]], width: int) -> list[Image.Image]:
-    """Write swatches and names, as many to a line as fit."""
-    font, size = ImageFont.load_default(size=SWATCH), SWATCH
-    lines: list[Image.Image] = []
+    """Write the entries of a legend, as many to a line as fit."""
+    lines: list[list[Image.Image]] = []
     left = width
     for name, colour in legend:
-        needed = min(width, size + 6 + int(font.getlength(name)) + 1)
-        if left + needed > width:
-            lines.append(Image.new("RGB", (width, round(1.3 * size)), PAPER))
+        entry = _entry(name, np.asarray(colour), width)
+        if left + entry.width > width:
+            lines.append([])
             left = 0
-        red, green, blue = (int(value) for value in colour)
-        draw = ImageDraw.Draw(lines[-1])
-        draw.rectangle((left, 2, left + size - 1, size + 1), (red, green, blue), FAINT)
-        lines[-1].paste(_line(name, needed - size - 6, size, INK), (left + size + 6, 0))
-        left += needed + 2 * GAP
-    return lines
+        lines[-1].append(entry)
+        left += entry.width + 2 * GAP
+    return [_beside(line, [entry.width for entry in line], 2 * GAP) for line in lines]
+
+
+def _entry(name: str, colour: NDArray[Any], width: int) -> Image.Image:
+    """Write a swatch (3,) and a name beside it, or a name and a picture (H, W, 3) below it."""
+    size = SWATCH
+    room = int(ImageFont.load_default(size=size).getlength(name)) + 1
+    if colour.ndim == 3:
+        line, below = _line(name, min(width, max(room, colour.shape[1])), size, INK), Image.fromarray(colour)
+        entry = Image.new("RGB", (max(line.width, below.width), line.height + 2 + below.height), PAPER)
+        entry.paste(line, (0, 0))
+        entry.paste(below, (0, line.height + 2))
+        return entry.crop((0, 0, min(width, entry.width), entry.height))
+    needed = min(width, size + 6 + room)
+    entry = Image.new("RGB", (needed, round(1.3 * size)), PAPER)
+    red, green, blue = (int(value) for value in colour)
+    ImageDraw.Draw(entry).rectangle((0, 2, size - 1, size + 1), (red, green, blue), FAINT)
+    entry.paste(_line(name, needed - size - 6, size, INK), (size + 6, 0))
+    return entry

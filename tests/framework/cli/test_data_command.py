@@ -19,7 +19,15 @@ from framework.data.choice import balanced, choose_samples
 from framework.data.counts import object_table
 from framework.heads.yolo import YOLO
 from framework.tracking.drawing import MARGIN, palette
-from tests.folders import box_scenes, write_coco, write_image_folder, write_mask_folder, write_voc, write_yolo
+from tests.folders import (
+    box_scenes,
+    write_coco,
+    write_depth_folder,
+    write_image_folder,
+    write_mask_folder,
+    write_voc,
+    write_yolo,
+)
 from tests.tiny import Tiny
 
 CLASSES = ("blue", "green", "red")
@@ -131,6 +139,50 @@ def test_other_tasks_are_counted_too(call):
         assert found["images"] == sum((mask == index).any() for mask in masks)
         assert found["pixel_share"] == pytest.approx(np.mean([mask == index for mask in masks]))
     assert "class 0" in call("check", "--data", "MaskFolder", "--data.root", "masks")
+
+
+def test_depth_is_counted_in_metres(call, capsys):
+    write_depth_folder(Path("set"), counts=(3, 2, 0))
+    arguments = ["--data", "DepthFolder", "--data.root", "set", "--data.depth_range", "[2, 6]"]
+    facts = facts_of(call, *arguments)
+    assert (facts["task"], facts["classes"], facts["depth_range"]) == ("Depth", [], [2, 6])
+    for split, found in facts["splits"].items():
+        stored = [np.asarray(Image.open(path)) for path in sorted(Path(f"set/{split}/depth").iterdir())]
+        metres = np.stack(stored).astype(float) / 1000
+        known = metres[metres > 0]
+        assert found["images"] == len(stored)
+        assert found["pixels_with_depth"] == pytest.approx(known.size / metres.size)
+        assert found["depths_in_range"] == pytest.approx((known >= 2).mean())
+        for percent, depth in found["depth"].items():
+            assert depth == pytest.approx(np.percentile(known, float(percent[:-2])), rel=0.005)
+        assert found["height"] == {"least": 48, "median": 48, "most": 48}
+    printed = call("check", *arguments)
+    assert re.search(r"split +images +height, px +width, px +pixels with depth +of these in 2 to 6 m", printed)
+    assert re.search(r"train +3 +48 +64 +98\.4 % ", printed)
+    wrong = call("check", "--data", "DepthFolder", "--data.root", "set", "--data.depth_scale", "1", code=2)
+    assert "these look like millimetres: data.depth_scale: 1000 (now 1)" in wrong
+    assert main(["data", "check", *arguments[:4], "--data.depth_scale", "1", "--data.depth_range", "[1, 9999]"]) == 0
+    assert "warning: val: half of the readings are above" in capsys.readouterr().err
+
+
+def test_a_picture_of_depth_has_the_image_the_depth_and_what_lacks_it():
+    write_depth_folder(Path("set"), counts=(3, 2, 0), size=(90, 159))
+    data = build_data([], ["--data", "DepthFolder", "--data.root", "set"], [], [])
+    sample = data.splits()["train"].read(0)
+    side = 318
+    sheet = draw_sheet(data, [sample], "")
+    lines = np.flatnonzero((sheet != 255).any((1, 2)))
+    shown = sheet[lines[0] :]
+    pictures = next(shown[top : top + 180] for top in range(80) if (shown[top, MARGIN + 10 : MARGIN + 300] < 250).all())
+    image, depth = pictures[:, MARGIN : MARGIN + side], pictures[:, MARGIN + side + 4 : MARGIN + 2 * side + 4]
+    grey = np.asarray(sample["image"][0].float())
+    assert np.corrcoef(image[::2, ::2, 0].ravel(), grey.ravel())[0, 1] > 0.9
+    blank = depth[1:20, 1:36].astype(int)
+    assert np.ptp(blank) > 50  # hatched
+    assert np.ptp(blank, axis=-1).max() < 10  # in grey
+    near = sample["depth"] > 0
+    light = depth[::2, ::2].mean(-1)[near]
+    assert np.corrcoef(light, np.asarray(sample["depth"])[near])[0, 1] < -0.8  # what is far is dark
 
 
 def test_of_many_classes_the_commonest_and_the_rarest_are_printed(call):
@@ -278,6 +330,7 @@ def test_augmented_boxes_lie_on_the_objects_that_training_sees():
         (write_voc, ["--data", "VOCDetection", "--augmented", "--data.mosaic", "0.5", "--data.letterbox", "64"]),
         (write_mask_folder, ["--data", "MaskFolder", "--augmented", "--data.crop_size", "32"]),
         (write_image_folder, ["--data", "ImageFolder", "--augmented", "--data.image_size", "32"]),
+        (write_depth_folder, ["--data", "DepthFolder", "--augmented", "--data.crop_size", "32"]),
         (write_coco, ["--data", "COCODetection", "--split", "val", "--count", "2"]),
         (write_mask_folder, ["--data", "MaskFolder", "--split", "test"]),
     ],

@@ -150,7 +150,7 @@ class TestShow:
 
 
 class TestNew:
-    @pytest.mark.parametrize("kind", ["backbone", "head", "detection_head", "loss", "data"])
+    @pytest.mark.parametrize("kind", ["backbone", "head", "detection_head", "loss", "depth_loss", "data"])
     def test_what_it_writes_conforms_as_it_stands(self, call, kind):
         printed = call("new", f"Fresh{kind}", "--kind", kind)
         assert f"framework plugins check fresh{kind}.py" in printed

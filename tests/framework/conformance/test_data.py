@@ -10,12 +10,14 @@ from torchvision import tv_tensors
 from framework.conformance import check_plugin
 from framework.data.box_transforms import BoxEvalTransform
 from framework.data.datamodule import SplitName, VisionData
+from framework.data.depth import DepthData
 from framework.data.detection import DetectionData
 from framework.data.fit import Fit
 from framework.data.loader import KeyedSamples, Sample
 from framework.data.masks import SegmentationData
 from framework.data.sample_cells import SampleCells, SampleCellsDetection
 from framework.data.synthetic import SyntheticScenes, SyntheticScenesDetection
+from framework.data.transforms import DepthMap
 
 OURS = {
     "SampleCells": SampleCells,
@@ -263,6 +265,83 @@ class EvaluatesInAnotherFrame(RightBoxes):
         return self._loader(KeyedSamples(samples, Doubled(), self.seed), shuffle=False)
 
 
+class NoiseWithDepth(Noise):
+    def read(self, index: int) -> Sample:
+        sample = super().read(index)
+        del sample["mask"]
+        depth = sample["image"][0].float() / 64
+        return {**sample, "depth": DepthMap(depth), "intrinsics": torch.eye(3)}
+
+
+class RightDepth(DepthData):
+    channels = 1
+    samples: Callable[[], Any] = NoiseWithDepth
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(depth_range=(1.0, 3.0), crop_size=16, rotation=5.0, **options)
+
+    def split(self, name: SplitName) -> Any:
+        return type(self).samples()
+
+
+def with_wrong_depth(change: Callable[[torch.Tensor], Any], key: str = "depth") -> type[RightDepth]:
+    class Samples(NoiseWithDepth):
+        def read(self, index: int) -> Sample:
+            sample = super().read(index)
+            return {**sample, key: change(sample[key])}
+
+    return type(f"Wrong_{key}_{change.__name__}", (RightDepth,), {"samples": Samples})
+
+
+def in_doubles(depth: torch.Tensor) -> Any:
+    return DepthMap(depth.double())
+
+
+def plain(depth: torch.Tensor) -> Any:
+    return depth.as_subclass(torch.Tensor)
+
+
+def negative(depth: torch.Tensor) -> Any:
+    return DepthMap(depth - 1)
+
+
+def with_gaps_of_nan(depth: torch.Tensor) -> Any:
+    return DepthMap(depth.masked_fill(depth > 3, torch.nan))
+
+
+def of_half_the_size(depth: torch.Tensor) -> Any:
+    return DepthMap(depth[::2, ::2])
+
+
+class DepthBeyondItsRange(RightDepth):
+    def train_transform(self) -> Any:
+        return Chain([super().train_transform(), InMillimetres()])
+
+
+class InMillimetres:
+    def __call__(self, sample: Sample) -> Sample:
+        return {**sample, "depth": sample["depth"] * 1000}
+
+
+class DepthResizedInEvaluation(RightDepth):
+    def _eval_loader(self, samples: Any) -> Any:
+        return self._loader(KeyedSamples(samples, HalvesDepth(), self.seed), shuffle=False)
+
+
+class HalvesDepth:
+    def __call__(self, sample: Sample) -> Sample:
+        return {**sample, "depth": sample["depth"][::2, ::2].contiguous(), "size": (20, 24)}
+
+
+WRONG_DEPTHS = [
+    with_wrong_depth(in_doubles),
+    with_wrong_depth(plain),
+    with_wrong_depth(negative),
+    with_wrong_depth(with_gaps_of_nan),
+    with_wrong_depth(of_half_the_size),
+    with_wrong_depth(in_doubles, "intrinsics"),
+]
+
 WRONG_OBJECTS = [
     with_wrong("boxes", torch.Tensor.double),
     with_wrong("boxes", torch.Tensor.contiguous),
@@ -283,6 +362,9 @@ MISTAKES: dict[type[VisionData], str] = {
     BoxesBesideThePicture: "boxes_lie_where_the_network_looks",
     SizeBeyondTheImage: "boxes_lie_where_the_network_looks",
     EvaluatesInAnotherFrame: "boxes_lie_where_the_network_looks",
+    DepthBeyondItsRange: "depth_goes_with_the_image",
+    DepthResizedInEvaluation: "depth_goes_with_the_image",
+    **dict.fromkeys(WRONG_DEPTHS, "samples_are_as_documented"),
     **dict.fromkeys(WRONG_OBJECTS, "samples_are_as_documented"),
     NoValidation: "it_has_splits",
     ClassesNamedTwice: "classes_are_stated",
@@ -306,6 +388,8 @@ def test_there_is_a_mistake_for_every_check():
     assert set(MISTAKES.values()) == {verdict.name for verdict in check_plugin(Right, "data")}
 
 
-@pytest.mark.parametrize("make", [Right, RightBoxes, *OURS.values()], ids=["Right", "RightBoxes", *OURS])
+@pytest.mark.parametrize(
+    "make", [Right, RightBoxes, RightDepth, *OURS.values()], ids=["Right", "RightBoxes", "RightDepth", *OURS]
+)
 def test_right_ones_pass_every_check(make: Any):
     assert {v.name: v.found for v in check_plugin(make, "data") if v.outcome != "passed"} == {}

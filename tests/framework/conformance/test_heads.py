@@ -12,7 +12,9 @@ from framework.conformance import check_plugin
 from framework.errors import ConfigError
 from framework.heads.classification import AttentiveClassifier, LinearClassifier, MLPClassifier
 from framework.heads.decoders import FPN, DeepLabV3Plus, PSPNet, SegFormer, UNet, UNetPlusPlus, UPerNet
-from framework.heads.dense import DenseHead, LinearHead
+from framework.heads.dense import ConvHead, DenseHead, LinearHead
+from framework.heads.depth import LinearDepth
+from framework.heads.dinov2_dpt import DINOv2DPT
 from framework.heads.dpt import DPT
 
 OURS = {
@@ -25,6 +27,9 @@ OURS = {
     "SegFormer": partial(SegFormer, channels=16),
     "DPT": partial(DPT, channels=16),
     "LinearHead": LinearHead,
+    "ConvHead": partial(ConvHead, channels=16, layers=2),
+    "LinearDepth": partial(LinearDepth, layers=4),
+    "DINOv2DPT": partial(DINOv2DPT, channels=16),
     "LinearClassifier": LinearClassifier,
     "LinearClassifier of four layers": partial(LinearClassifier, layers=4, pool="mean"),
     "MLPClassifier": partial(MLPClassifier, hidden=16, depth=2),
@@ -55,6 +60,11 @@ class NeedsFourLevels(Last):
 class WidthFirst(Last):
     def forward(self, features: Features, size: tuple[int, int]) -> Tensor:
         return super().forward(features, size[::-1])
+
+
+class ScalesOneOfTheTwo(Last):
+    def coarse(self, features: Features, size: tuple[int, int]) -> Tensor:
+        return 1.01 * super().coarse(features, size)
 
 
 class SaysItReadsAll(Last):
@@ -122,6 +132,7 @@ class FixesTheType(Last):
 MISTAKES: dict[type[DenseHead], str] = {
     NeedsFourLevels: "it_builds_on_any_levels",
     WidthFirst: "the_output_has_the_right_shape",
+    ScalesOneOfTheTwo: "coarse_resized_is_forward",
     SaysItReadsAll: "it_reads_what_it_says",
     KeepsALayer: "every_parameter_gets_a_gradient",
     DropsOut: "eval_is_deterministic",
@@ -150,6 +161,19 @@ def test_there_is_a_mistake_for_every_check():
 @pytest.mark.parametrize("name", OURS)
 def test_our_own_pass_every_check(name: str):
     assert {v.name: v.found for v in check_plugin(OURS[name], "heads") if v.outcome != "passed"} == {}
+
+
+def test_a_head_for_some_backbones_says_so_and_takes_one_at_least():
+    class ForFourLevels(NeedsFourLevels):
+        any_levels = False
+
+    class ForNone(ForFourLevels):
+        def __init__(self, levels: tuple[Level, ...], prefix_tokens: int, outputs: int) -> None:
+            raise ConfigError("not this one")
+
+    for make in (ForFourLevels, lambda *given: ForFourLevels(*given)):
+        assert failed(make).keys() == {"copies_are_independent"}  # a local class has no pickle
+    assert failed(ForNone) == {"it_builds_on_any_levels": "ConfigError: not this one"}
 
 
 def test_a_head_whose_last_layer_starts_at_zero_passes():

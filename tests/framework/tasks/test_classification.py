@@ -326,7 +326,10 @@ def test_scenes_are_one_option_away(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.head", "UNet"], "--model.head: model.head: UNet is for Segmentation, not for Classification; take"),
+        (
+            ["--model.head", "UNet"],
+            "--model.head: model.head: UNet is for Segmentation and Depth, not for Classification; take",
+        ),
         (
             ["--data", "MaskFolder", "--data.root", "set"],
             "MaskFolder is for Segmentation, not for Classification; take",

@@ -128,7 +128,7 @@ def test_the_threshold_of_the_best_f1_is_chosen_kept_and_used(tmp_path):
     [
         ({"score_threshold": 1.5}, r"model.score_threshold must be in \(0, 1\), got 1.5"),
         ({"class_names": ["a", "b"]}, "2 names for 3 classes"),
-        ({"head": partial(SMALL, class_weights=[1.0, 2.0])}, "2 weights for 3 classes"),
+        ({"head": partial(SMALL, class_weights=[1.0, 2.0])}, "^model.head.class_weights: 2 weights for 3 classes"),
     ],
 )
 def test_what_cannot_be_is_refused(options, said):

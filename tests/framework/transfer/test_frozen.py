@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from framework.backbone import Features
 from framework.heads.dense import LinearHead
+from framework.heads.depth_output import Bins
 from framework.heads.yolo import YOLO
 from framework.tasks.classification import Classification
+from framework.tasks.depth import Depth
 from framework.tasks.detection import Detection
 from framework.tasks.segmentation import Segmentation
 from framework.transfer.ema import EMA
@@ -44,12 +46,19 @@ class Watch(Callback):
         self.seen.append(features.maps)
 
 
+OPTIONS = {
+    Classification: {"num_classes": 3},
+    Segmentation: {"num_classes": 3, "head": LinearHead},
+    Detection: {"num_classes": 3, "head": partial(YOLO, channels=8)},
+    Depth: {"depth_range": (0.5, 8.0), "head": LinearHead, "output": Bins(8)},
+}
+
+
 @pytest.mark.parametrize("freeze", ["all", 1])
-@pytest.mark.parametrize("task", [Classification, Segmentation, Detection])
+@pytest.mark.parametrize("task", OPTIONS)
 def test_nothing_frozen_moves_in_fifty_steps_of_training(tmp_path, task, freeze):
-    head = {Segmentation: {"head": LinearHead}, Detection: {"head": partial(YOLO, channels=8)}}.get(task, {})
     decaying = {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.1)}
-    model = task(Dropping(), num_classes=3, freeze=freeze, **head, **decaying)
+    model = task(Dropping(), freeze=freeze, **OPTIONS[task], **decaying)
     batches = [model.example_batch(4, 32, 32) for _ in range(5)]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     watch = Watch()
