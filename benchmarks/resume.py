@@ -90,7 +90,7 @@ model:
     optimizer: {class_path: AdamW, init_args: {lr: 0.01}}
 data:
   class_path: SampleCells
-  init_args: {batch_size: 2, num_workers: 2, repeats: 3, crop_size: 48}
+  init_args: {batch_size: 2, num_workers: 2, repeats: 3, resize: 96, crop_size: 48}
 trainer:
   accumulate_grad_batches: 2
   val_check_interval: 0.5

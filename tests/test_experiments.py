@@ -58,7 +58,7 @@ def figures():
 
 @pytest.mark.slow
 def test_unet_seg_learns_on_the_embedded_frames():
-    short_run = ["--trainer.max_epochs", "3", "--data.crop_size", "128"]
+    short_run = ["--trainer.max_epochs", "1", "--data.repeats", "24", "--data.crop_size", "96"]
     assert main(["fit", "--config", str(EXPERIMENTS / "unet_seg.yaml"), *short_run]) == 0
     assert figures()["test/miou"] > 0.5  # background everywhere scores 0.16
 
@@ -157,7 +157,7 @@ def test_progressive_unfreezing(capsys):
 
 @pytest.mark.slow
 def test_fcos_cells_learns_on_the_embedded_frames():
-    short_run = ["--trainer.max_epochs", "3", "--data.repeats", "6"]
+    short_run = ["--trainer.max_epochs", "1", "--data.repeats", "24", "--data.crop_size", "128"]
     assert main(["fit", "--config", str(EXPERIMENTS / "fcos_cells.yaml"), *short_run]) == 0
     assert figures()["test/ap50"] > 0.4  # untrained it scores 0; .8 after all of its epochs
 
@@ -218,6 +218,6 @@ def test_dinov2_depth(tmp_path):
 
 
 def test_depth_sample_learns():
-    short_run = ["--trainer.max_epochs", "2", "--data.repeats", "16", "--data.crop_size", "128"]
+    short_run = ["--trainer.max_epochs", "3", "--data.repeats", "32", "--data.crop_size", "128"]
     assert main(["fit", "--config", str(EXPERIMENTS / "depth_sample.yaml"), *short_run]) == 0
-    assert figures()["test/image/abs_rel"] < 1.0  # 1.757 for the training median everywhere
+    assert figures()["test/image/abs_rel"] < 0.35  # untrained it is 0.6, at the end of all epochs 0.17

@@ -76,9 +76,9 @@ class Bins(DepthOutput):
         """Average the bins."""
         near, far = depth_range
         if self.spacing == "log":
-            centres = torch.linspace(log(near), log(far), self.channels, device=raw.device).exp()
+            centres = torch.linspace(log(near), log(far), self.channels, dtype=raw.dtype, device=raw.device).exp()
         else:
-            centres = torch.linspace(near, far, self.channels, device=raw.device)
+            centres = torch.linspace(near, far, self.channels, dtype=raw.dtype, device=raw.device)
         return self._average(raw, centres[:, None, None]).clamp(near, far)  # rounding may leave the range
 
     def _average(self, raw: Tensor, centres: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Depth(Task):
     def readings(self, depth: Tensor) -> Tensor:
         """Return depth with 0 where it is outside `depth_range`: there is no reading."""
         nearest, farthest = self.depth_range
-        return depth * ((depth >= nearest) & (depth <= farthest))
+        return torch.where((depth >= nearest) & (depth <= farthest), depth, 0)  # NaN times 0 is NaN
 
     def predict_depth(self, batch: Batch) -> list[Tensor]:
         """Compute the depth (H, W), float32, in metres, of every image, at its own original size.

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
@@ -147,6 +147,9 @@ def shard(task: nn.Module, backbone: nn.Module, mesh: DeviceMesh) -> None:
         for module in [*parts(backbone), *heads, task]:
             module.register_forward_hook(_own_output)
             fully_shard(module, mesh=mesh[DATA_PARALLEL])
+        for module in heads:
+            if hasattr(module, "coarse"):  # dense heads are called by it, too
+                register_fsdp_forward_method(module, "coarse")
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"trainer.strategy: fsdp2 cannot spread {type(backbone).__name__}: {error}") from error
     task.register_forward_pre_hook(lambda module, _: spread_buffers(module) if module.training else None)

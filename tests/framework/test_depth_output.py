@@ -126,6 +126,12 @@ def test_16_bit_values_become_32_bit_metres_inside_autocast(name):
         depth = output(raw, RANGE)
     assert depth.dtype == torch.float32
     assert torch.equal(depth, output(raw.float(), RANGE))
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # as under trainer.precision bf16-true
+        true = output(raw, RANGE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(true, depth)
 
 
 @pytest.mark.parametrize(

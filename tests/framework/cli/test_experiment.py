@@ -2,9 +2,9 @@
 
 import csv
 import json
+import os
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import wandb
 import yaml
 from PIL import Image
 
+from benchmarks.resume import ended, fork
 from framework.cli.main import main
 from tests.folders import write_mask_folder
 from tests.framework.cli.test_door import EXPERIMENT
@@ -270,18 +271,19 @@ def test_the_run_of_wandb_ends_with_the_command(run):
     assert any("test/miou" in row for row in recorded.history)
 
 
-@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(run):
     Path("x.yaml").write_text(EXPERIMENT)
-    command = [sys.executable, "-m", "framework.cli.main", "fit", "--config", "x.yaml", "--trainer.max_epochs", "500"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 3/"):
-            break
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "stopped at epoch " in errors
-    assert "; the same command with --run.id " in errors
+    log = Path("log.txt")
+    log.touch()
+    command = ["fit", "--config", "x.yaml", "--trainer.max_epochs", "500"]
+    process, pipe = fork(Path(), lambda pipe: main(command))  # a new process would import for ten seconds
+    while "\nepoch 3/" not in log.read_text() and ended(process) is None:
+        time.sleep(0.05)
+    os.kill(process, signal.SIGINT)
+    while (code := ended(process)) is None:
+        time.sleep(0.05)
+    os.close(pipe)
+    said = log.read_text()
+    assert code == 130, said
+    assert "stopped at epoch " in said
+    assert "; the same command with --run.id " in said

@@ -40,7 +40,7 @@ SEGMENTATION = f"""
 model:
   class_path: Segmentation
   init_args:
-    backbone: {{class_path: Timm, init_args: {{name: test_resnet}}}}
+    backbone: {{class_path: tests.tiny.Tiny}}
     head: LinearHead
     optimizer: {{class_path: AdamW, init_args: {{lr: 0.01}}}}
 data:
@@ -51,7 +51,7 @@ CLASSIFICATION = f"""
 model:
   class_path: Classification
   init_args:
-    backbone: {{class_path: Timm, init_args: {{name: test_resnet}}}}
+    backbone: {{class_path: tests.tiny.Tiny}}
     head: {{class_path: LinearClassifier, init_args: {{dropout: 0.2}}}}
     optimizer: {{class_path: AdamW, init_args: {{lr: 0.01}}}}
 data:
@@ -90,11 +90,9 @@ def segmentation():
 
 @pytest.fixture
 def four_batches():
-    """Write a smaller segmentation experiment, with four batches an epoch."""
+    """Write the segmentation experiment, with four batches an epoch."""
     write_mask_folder(Path("set"), counts=(8, 2, 2))
-    tiny = SEGMENTATION.replace("{class_path: Timm, init_args: {name: test_resnet}}", "{class_path: tests.tiny.Tiny}")
-    assert tiny != SEGMENTATION
-    Path("x.yaml").write_text(tiny)
+    Path("x.yaml").write_text(SEGMENTATION)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ REAL = {  # one of a kind; `pytest -m matrix` tries every architecture that has 
         HuggingFace,
         "vit",
         pretrained=False,
-        config={"num_hidden_layers": 4, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128},
+        config={"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64},
     ),
     "torchvision resnet18": partial(TorchVision, "resnet18"),
     "alexnet": partial(AlexNet, lrn=True),

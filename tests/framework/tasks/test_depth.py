@@ -98,6 +98,11 @@ def test_pads_that_even_out_processes_are_not_counted(tmp_path):
     assert all(torch.allclose(value, counted[name], rtol=1e-5) for name, value in model.val_metrics.compute().items())
 
 
+def test_what_is_no_reading_or_out_of_range_becomes_0():
+    depth = torch.tensor([float("nan"), float("inf"), -1.0, 0.0, 0.4, 0.5, 8.0, 8.1])
+    assert task().readings(depth).tolist() == [0, 0, 0, 0, 0, 0.5, 8.0, 0]
+
+
 def test_a_relative_loss_asks_for_an_alignment_and_the_score_is_that_of_it(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.loss: ScaleShiftInvariant leaves scale .* set model\.alignment"):
         task(loss=ScaleShiftInvariant())

@@ -22,7 +22,11 @@ from torch.testing import assert_close
 from framework.backbone import Features
 from framework.cli.main import main
 from framework.errors import ConfigError
+from framework.heads.decoders import UNet
+from framework.heads.dense import LinearHead
 from framework.tasks.classification import Classification
+from framework.tasks.depth import Depth
+from framework.tasks.segmentation import Segmentation
 from framework.transfer.distributed import before_toggle
 from framework.transfer.sharding import gather, local_part, parts, scatter, shard, spread_like, whole
 from plugins.timm import Timm
@@ -295,6 +299,28 @@ def test_a_spread_network_computes_what_the_whole_one_does(mesh, make):
     for one, two in zip(plain.parameters(), spread.parameters(), strict=True):
         assert isinstance(two, DTensor)
         assert_close(local_part(two.grad), one.grad, rtol=1e-4, atol=1e-6)
+
+
+DENSE = {
+    "depth": lambda: Depth.example(Tiny()),
+    "depth, a head of its own size": lambda: Depth.example(Tiny(), UNet),
+    "segmentation": lambda: Segmentation.example(Tiny(), LinearHead),
+    "segmentation, padded around": lambda: Segmentation(Tiny(), 3, LinearHead, padding="around"),
+}
+
+
+@pytest.mark.parametrize("make", DENSE.values(), ids=DENSE)
+def test_a_spread_dense_head_computes_what_the_whole_one_does_whichever_way_it_is_called(mesh, make):
+    plain, spread = make(), make()
+    spread.load_state_dict(plain.state_dict())
+    shard(spread, spread.backbone, mesh)
+    images = plain.example_batch(2, 32, 44)["image"]
+    one, two = plain(images), spread(images)
+    assert_close(one, two)
+    for result in (one, two):
+        result.square().mean().backward()
+    for whole_one, part in zip(plain.parameters(), spread.parameters(), strict=True):
+        assert_close(local_part(part.grad), whole_one.grad, rtol=1e-4, atol=1e-6)
 
 
 class Reaching(Tiny):
