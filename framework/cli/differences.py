@@ -55,6 +55,9 @@ RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("model.freeze", "said", ""),
     ("model.loss", "said", ""),
     ("model.inference", "said", ""),
+    ("model.crop", "said", ""),  # where and how depth is measured, and what predict writes
+    ("model.alignment", "said", ""),
+    ("model.intrinsics", "said", ""),
     ("model.score_threshold", "said", ""),
     ("model.head.score_threshold", "said", ""),  # what a detection head does with its outputs
     ("model.head.nms_iou", "said", ""),

@@ -92,11 +92,15 @@ def recipe_line(
 
 def figure_lines(figures: Mapping[str, float | None], few: bool) -> Iterator[str]:
     """Write the headline figures; `few`: those of every class too."""
+    chosen = {}
     for name, value in figures.items():
         _, *parts = name.split("/")
-        chosen = "/".join(parts[:2]) in OF_DEPTH or (parts[0] in HEADLINES and (few or len(parts) == 1))
-        if chosen and value is not None:
-            yield f"{name:24} {value:.4f}"
+        is_one = "/".join(parts[:2]) in OF_DEPTH or (parts[0] in HEADLINES and (few or len(parts) == 1))
+        if is_one and value is not None:
+            chosen[name] = value
+    width = max(24, *map(len, chosen), 0)
+    for name, value in chosen.items():
+        yield f"{name:{width}} {value:.4f}"
 
 
 def place_lines(run: Path) -> Iterator[str]:

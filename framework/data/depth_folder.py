@@ -154,6 +154,8 @@ class DepthFolder(DepthData):
         for name, folder in (("rgb", rgb), ("depth", depth)):
             if not folder.is_dir():
                 there = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+                if "train" in there:  # with folders of other names in it
+                    there += sorted(f"train/{path.name}" for path in (self.root / "train").iterdir() if path.is_dir())
                 raise DataError(
                     f"{folder} is missing: data.root has {', '.join(there[:8]) or 'no folder'}; it needs {self.rgb} "
                     f"and {self.depth}, or train/{self.rgb} and train/{self.depth}; data.{name} is another name for it"

@@ -5,7 +5,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from framework.data.images import errors_named
 from framework.errors import DataError, suggest
@@ -15,6 +15,7 @@ Stored = NDArray[np.integer] | NDArray[np.floating]
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz", ".exr", ".pfm", ".pgm")
 _KEPT = "save depth as a 16-bit PNG in millimetres, or as floats in metres (npy, TIFF, EXR)"
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of either byte order, and of BigTIFF
 _USUAL = ("depth", "Z", "depth.Z", "Y", "V", "R")  # names of an array or channel that holds depth, likeliest first
 
 
@@ -40,7 +41,7 @@ def load_depth(path: Path, key: str | None = None) -> Stored:
 
 
 def _load_picture(path: Path) -> Stored:
-    with errors_named(path), Image.open(path) as image:
+    with errors_named(path), _open(path) as image:
         mode, frames = image.mode, getattr(image, "n_frames", 1)
         if frames > 1:
             raise DataError(f"{path} holds {frames} pictures: a depth file holds one")
@@ -50,6 +51,20 @@ def _load_picture(path: Path) -> Stored:
             raise DataError(f"{path} is a colour image ({mode}), and depth has one channel: {_KEPT}")
         image.load()
         return np.asarray(image)
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a picture; of a TIFF that is whole, but of numbers that Pillow does not know, say so."""
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with path.open("rb") as file:
+            if file.read(4) not in _TIFF_HEADS:
+                raise
+        raise DataError(
+            f"{path} is a TIFF of a kind that is not read, such as 16-bit or 64-bit floats: save it as 32-bit floats "
+            "in metres, or as 16-bit whole numbers"
+        ) from None
 
 
 def _load_arrays(path: Path, key: str | None) -> Stored:

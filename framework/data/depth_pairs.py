@@ -55,7 +55,11 @@ def match_depths(images: Path, depths: Path) -> Matched:
             raise DataError(f"{folder} is missing: this split needs images in {images} and depths in {depths}")
     found = find_images(images)
     if not found:
-        raise DataError(f"{images} is empty: it has no file that ends in {', '.join(IMAGE_SUFFIXES)}")
+        inside = sorted(path.name for path in images.iterdir() if path.is_dir())
+        nested = f"; folders in it ({', '.join(inside[:NAMED])}) are read only where a list names their frames"
+        raise DataError(
+            f"{images} has no image (a file that ends in {', '.join(IMAGE_SUFFIXES)}){nested if inside else ''}"
+        )
     near = DepthNames(depths)
     pairs, lacking = [], []
     for path in sorted(found.values(), key=natural_order):

@@ -31,9 +31,24 @@ class DepthOutput(nn.Module, ABC):
 
         Returns:
             (B, 1, h, w), float32, metres within the range, unless the class says otherwise.
+
+        Raises:
+            ConfigError: A class of a user's returns another shape.
         """
         with torch.autocast(raw.device.type, enabled=False):
-            return self.to_metres(raw.float(), depth_range)
+            metres = self.to_metres(raw.float(), depth_range)
+        if metres.shape != (raw.shape[0], 1, *raw.shape[-2:]):
+            raise ConfigError(
+                f"model.output: {type(self).__name__}.to_metres made {tuple(metres.shape)} of {tuple(raw.shape)}: it "
+                "returns (B, 1, h, w)"
+            )
+        return metres
+
+    def meaning(self) -> str:
+        """Return its class and settings, as `Bins (channels 256, ...)`: under others raw values are other metres."""
+        settings = {name: value for name, value in vars(self).items() if name != "training"}
+        plain = [f"{name} {value}" for name, value in settings.items() if isinstance(value, str | int | float)]
+        return f"{type(self).__name__} ({', '.join(plain)})" if plain else type(self).__name__
 
     @abstractmethod
     def to_metres(self, raw: Tensor, depth_range: Range) -> Tensor:

@@ -15,6 +15,7 @@ Alignment = Literal["median", "least_squares", "least_squares_disparity"]
 
 NAMES = ("rmse", "rmse_log", "abs_rel", "sq_rel", "log10", "silog", "delta1", "delta2", "delta3")
 SUMS = 10  # what is added up over the pixels of an image, see `error_sums`
+NEAREST = 1e-6  # metres: a prediction of less, 0 too, is aligned as this much
 FLAT = 1e-9  # a prediction that varies by a smaller share is the same everywhere
 
 # Top, bottom, left and right as shares of height and width.
@@ -129,11 +130,11 @@ def align(prediction: Tensor, target: Tensor, counted: Tensor, alignment: Alignm
     tiny = torch.finfo(prediction.dtype).tiny
     prediction, target = (torch.where(counted, x, 1) for x in (prediction, target))
     if alignment == "median":
-        return prediction * masked_median(target, counted) / masked_median(prediction, counted).clamp_min(tiny)
+        return prediction * masked_median(target, counted) / masked_median(prediction, counted).clamp_min(NEAREST)
     if alignment == "least_squares":
         line = fit_line(prediction, target, counted, FLAT)
         return line.scale * prediction + line.shift
-    disparity = 1 / prediction.clamp_min(tiny)
+    disparity = 1 / prediction.clamp_min(NEAREST)
     line = fit_line(disparity, 1 / target, counted, FLAT)
     return 1 / (line.scale * disparity + line.shift).clamp_min(tiny)
 
@@ -207,8 +208,9 @@ class DepthMetrics(nn.Module):
         """
         self._computed = None
         rows, columns = crop_window(self.crop, *(int(side) for side in target.shape))
-        prediction, target = _widen(prediction[rows, columns]), _widen(target[rows, columns])
-        counted = (target > self.near) & (target < self.far)
+        prediction, target = prediction[rows, columns], target[rows, columns]
+        counted = (target > self.near) & (target < self.far)  # in its own type: 0.001 of 32 bits is more than 0.001
+        prediction, target = _widen(prediction), _widen(target)
         prediction, target = (torch.where(counted, x, 1) for x in (prediction, target))
         found = [prediction, *(align(prediction, target, counted, each) for each in self.alignments)]
         sums = [error_sums(each.clamp(self.near, self.far), target, counted) for each in found]

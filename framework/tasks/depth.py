@@ -209,12 +209,13 @@ class Depth(Task):
         """Note what the outputs mean."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["depth_range"] = list(self.depth_range)
+        checkpoint["depth_output"] = self.output.meaning()
 
     def check_outputs(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose outputs mean something else.
 
         Raises:
-            ConfigError: It was trained for other depths.
+            ConfigError: It was trained for other depths, or under another output.
         """
         super().check_outputs(checkpoint)
         trained = tuple(checkpoint.get("depth_range", self.depth_range))
@@ -223,6 +224,12 @@ class Depth(Task):
                 f"--ckpt_path: the checkpoint was trained for depths of {trained[0]:g} to {trained[1]:g} m, and "
                 f"data.depth_range is {self.depth_range[0]:g} to {self.depth_range[1]:g}: set data.depth_range to "
                 f"[{trained[0]:g}, {trained[1]:g}]"
+            )
+        given = self.output.meaning()
+        if checkpoint.get("depth_output", given) != given:
+            raise ConfigError(
+                f"--ckpt_path: the checkpoint was trained with the output {checkpoint['depth_output']}, and "
+                f"model.output is {given}, by which its values are other metres: set model.output to what it was"
             )
 
     # What the pictures show.

@@ -59,7 +59,8 @@ class Pictures(Callback):
         pictures = {"": sheet, **({} if training or not hasattr(task, "charts") else task.charts(split))}
         self.folder.mkdir(parents=True, exist_ok=True)
         for what, picture in pictures.items():
-            Image.fromarray(picture).save(self.folder / f"{name}{what and '_' + what}.png")
+            path = self.folder / f"{name}{what and '_' + what}.png"
+            Image.fromarray(picture).save(path, compress_level=1)  # in half the time, a twentieth larger
             for logger in trainer.loggers:
                 if hasattr(logger, "log_pictures"):
                     logger.log_pictures(f"{split}/{what or 'pictures'}", [picture], trainer.global_step)

@@ -108,6 +108,12 @@ def test_few_readings_or_none_are_finite(name):
     assert gradient.isfinite().all()
 
 
+def test_the_threshold_of_berhu_is_a_constant_of_the_largest_error():
+    target = torch.ones(1, 1, 3)
+    _, gradient = with_gradient(BerHu(0.2), target + torch.tensor([0.1, -0.5, 5.0]), target)
+    assert gradient.flatten().tolist() == pytest.approx([1 / 3, -1 / 3, 5 / 3])  # x / c is 5
+
+
 def test_si_log_is_metas_sig_loss():
     prediction, target = batch(4)
     g = torch.log(prediction + 0.001)[target > 0] - torch.log(target + 0.001)[target > 0]

@@ -204,6 +204,25 @@ def test_a_prediction_that_is_no_number_is_wrong_and_is_seen():
     assert figures["score"] == 0.75
 
 
+def test_a_prediction_of_0_is_aligned_to_something_finite():
+    target = torch.full((3, 3), 5.0)
+    for prediction in (torch.zeros(3, 3), torch.zeros(3, 3).index_fill(0, torch.tensor([0, 1]), 4.0)):
+        figures = counting([(prediction, target, torch.tensor(0.0))], alignments=ALIGNMENTS).compute()
+        assert all(value.isfinite() for value in figures.values())
+
+
+def test_neither_end_of_the_range_counts_whatever_32_bits_make_of_it():
+    ends = torch.tensor([[0.001, 0.7, 0.1]])  # as float32 the first is more than 0.001, the second less than 0.7
+    metrics = DepthMetrics((0.001, 0.7))
+    metrics.update(ends * 2, ends, torch.tensor(0.0))
+    assert metrics.compute()["pixel/rmse"] == pytest.approx(0.1)
+
+
+def test_a_ratio_of_just_1_25_is_not_below_it():
+    errors = depth_errors(torch.tensor([[5.0, 3.125]]), torch.tensor([[4.0, 2.0]]))  # ratios 1.25 and 1.25^2
+    assert [errors[f"delta{power}"].item() for power in (1, 2, 3)] == [0, 0.5, 1]
+
+
 def test_errors_of_one_image():
     prediction, target, _ = frames(1)[0]
     counted = (target > RANGE[0]) & (target < RANGE[1])

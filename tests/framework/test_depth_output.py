@@ -134,6 +134,15 @@ def test_16_bit_values_become_32_bit_metres_inside_autocast(name):
     assert torch.equal(true, depth)
 
 
+def test_an_output_that_loses_a_dimension_is_named():
+    class Flat(LogRegression):
+        def to_metres(self, raw, depth_range):
+            return super().to_metres(raw, depth_range)[:, 0]
+
+    with pytest.raises(ConfigError, match=r"Flat\.to_metres made \(2, 3, 4\) of \(2, 1, 3, 4\): it returns \(B, 1"):
+        Flat()(torch.zeros(2, 1, 3, 4), RANGE)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [

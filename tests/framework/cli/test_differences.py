@@ -109,6 +109,7 @@ SAID = {
     },
     "model.loss: WeightedSum in the checkpoint, Dice now": {"model__loss": cls("framework.losses.segmentation.Dice")},
     "model.freeze: 1 in the checkpoint, 0 now": {"model__freeze": 0},
+    "model.alignment: nothing in the checkpoint, ['median'] now": {"model__alignment": ["median"]},
     "model.backbone.drop_path: 0.0 in the checkpoint, 0.1 now": {"model__backbone__drop_path": 0.1},
     "trainer.callbacks.EMA.decay: 0.999 in the checkpoint, 0.99 now": {"trainer__callbacks": EMA},
     "trainer.callbacks.EMA: EMA in the checkpoint, nothing now": {"trainer__callbacks": None},

@@ -85,6 +85,12 @@ def write_pages(path):
     Image.fromarray(METRES).save(path, save_all=True, append_images=[Image.fromarray(METRES)])
 
 
+def write_double(path):
+    fields = [(256, 1), (257, 1), (258, 64), (259, 1), (262, 1), (273, 110), (277, 1), (279, 8), (339, 3)]  # 1x1
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + b"\0\0\0\0" + struct.pack("<d", 2.5))
+
+
 BAD = {
     "8 bits.png": (lambda path: Image.fromarray((METRES * 6).astype(np.uint8)).save(path), r"8 bits .* 256 steps"),
     "palette.png": (lambda path: Image.new("P", (3, 2)).save(path), "256 steps .* 16-bit PNG in millimetres"),
@@ -97,6 +103,8 @@ BAD = {
     "text.npy": (lambda path: np.save(path, np.array([["a"]])), "holds <U1, no numbers"),
     "objects.npy": (lambda path: np.save(path, np.array([[{}]], object), allow_pickle=True), "damaged, or no array"),
     "pages.tif": (write_pages, "holds 2 pictures"),
+    "double.tif": (lambda path: write_double(path), "TIFF of a kind that is not read, such as .* save it as 32-bit"),
+    "no.tif": (lambda path: path.write_bytes(b"no picture"), "is no image that Pillow can read"),
     "cut.png": (lambda path: path.write_bytes(png_bytes()[:900]), "damaged"),
     "cut.npy": (lambda path: path.write_bytes(npy_bytes()[:-4]), "damaged"),
     "cut.npz": (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), "damaged"),

@@ -189,6 +189,19 @@ def test_folders_of_other_names_are_said_and_can_be_stated():
     assert "2 frames are too few to be divided" in message(rgb="color")
 
 
+def test_folders_within_folders_are_said():
+    write_depth_folder(Path("set"), counts=(3, 2, 0))
+    Path("set/train/rgb").rename("set/train/scene")
+    Path("set/train/rgb").mkdir()
+    Path("set/train/scene").rename("set/train/rgb/scene")
+    assert "set/train/rgb has no image" in (said := message())
+    assert "folders in it (scene) are read only where a list names their frames" in said
+    for split in ("train", "val"):
+        Path("set", split, "rgb").rename(Path("set", split, "images"))
+        Path("set", split, "depth").rename(Path("set", split, "depths"))
+    assert "data.root has train, val, train/depths, train/images; it needs rgb and depth" in message()
+
+
 def test_depths_without_an_image_are_left_out_and_said():
     write_depth_folder(Path("set"), counts=(3, 2, 0))
     Path("set/val/rgb/0004.png").unlink()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from framework.data.nyu import NYUv2
+from framework.data.window import FixedCrop
 from framework.errors import ConfigError, DataError
 from tests.folders import depth_frame, write_nyu
 
@@ -69,6 +70,22 @@ def test_official_splits_need_no_lists(tmp_path, cache):
     found = ids(NYUv2(str(root), **cache))
     assert found["train"] == [f"office_000{n // 2}{'ab'[n % 2]}_0000{n}" for n in range(6)]
     assert len(found["val"]) == 3
+
+
+def test_the_border_is_cut_off_before_anything_else_and_in_training_alone(tmp_path, cache):
+    options = {**cache, "rotation": 2.5, "crop_size": (8, 8)}
+    data = NYUv2(str(write_nyu(tmp_path)), border="cut", **options)
+    kinds = [type(transform) for transform in data.default_transforms()]
+    assert kinds[0] is FixedCrop
+    assert kinds[1:] == [type(transform) for transform in NYUv2(str(data.root), **options).default_transforms()]
+    samples = data.splits()["train"]
+    image, depth = data.default_transforms()[0](samples.read(0)["image"], samples.read(0)["depth"])
+    height, width = samples.read(0)["original_size"]
+    rows = round(472 / 480 * height) - round(45 / 480 * height)
+    columns = round(608 / 640 * width) - round(43 / 640 * width)
+    assert image.shape[-2:] == depth.shape == (rows, columns)
+    batch = next(iter(data.val_dataloader()))
+    assert batch["size"][0] == batch["original_size"][0]
 
 
 def test_what_is_missing_is_said_at_once(tmp_path, cache):

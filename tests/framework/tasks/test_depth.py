@@ -10,7 +10,7 @@ from framework.errors import ConfigError
 from framework.heads.decoders import UNet
 from framework.heads.dense import LinearHead
 from framework.heads.depth import LinearDepth
-from framework.heads.depth_output import Bins, LogRegression
+from framework.heads.depth_output import Bins, LinearRegression, LogRegression
 from framework.inference import DepthInference
 from framework.losses.depth import L1, DepthLossSum, ScaleShiftInvariant
 from framework.prediction import PredictionWriter
@@ -55,6 +55,56 @@ def test_around_stretches_where_corner_cuts():
     other = task(padding="around").eval()
     other.load_state_dict(one.state_dict())
     assert torch.equal(one(whole), other(whole))
+
+
+@pytest.mark.parametrize("padding", ["corner", "around"])
+def test_metres_are_made_and_clamped_at_the_heads_resolution_and_then_resized(padding):
+    images = torch.rand(2, 3, 37, 51)
+    head = partial(LinearDepth, layers=1, upsample=1)  # maps of stride 8, of images of 40 x 56
+    model = task(head=head, padding=padding, output=LinearRegression("relu")).eval()
+    torch.nn.init.normal_(model.head.project.weight, std=10.0)
+    top, left = (1, 2) if padding == "around" else (0, 0)
+    if padding == "around":
+        padded = model.backbone.mean.expand(2, 3, 40, 56).clone()
+        padded[..., top : top + 37, left : left + 51] = images
+    else:
+        padded = torch.nn.functional.pad(images, (0, 5, 0, 3), mode="replicate")
+    raw = model.head.coarse(model.backbone(padded), (40, 56))
+    assert raw.shape[-2:] == (5, 7)
+    free = RANGE[0] + raw.relu()
+    assert free.max() > RANGE[1]
+    for depth, training in ((free.clamp(max=RANGE[1]), False), (free, True)):
+        model.training = training  # of the task alone: batch norm rests
+        size = (37, 51) if padding == "around" else (40, 56)
+        wanted = torch.nn.functional.interpolate(depth, size=size, mode="bilinear")[:, 0, :37, :51]
+        torch.testing.assert_close(model(images), wanted)
+
+
+def test_the_loss_is_told_the_step_and_shown_only_what_is_in_range(tmp_path, monkeypatch):
+    seen = []
+
+    class Noted(L1):
+        def forward(self, prediction, target, step=None):
+            seen.append((step, bool((target <= RANGE[1]).all())))
+            return super().forward(prediction, target, step)
+
+    model = task(loss=Noted())
+    trainer(tmp_path, limit_val_batches=0).fit(model, module(tmp_path))
+    assert [step for step, _ in seen] == [0, 1]
+    seen.clear()
+    batch = model.example_batch(2, 32, 32)
+    batch["depth"][:] = 50.0
+    monkeypatch.setattr(model, "log", lambda *_, **__: None)
+    model.training_step(batch, 0)
+    model.eval().validation_step(batch, 0)
+    assert seen == [(2, True), (None, True), (None, True)]
+
+
+def test_the_crop_and_the_alignments_hold_for_both_splits():
+    model = task(crop="garg", alignment=["median"])
+    for metrics in (model.val_metrics, model.test_metrics):
+        assert (metrics.crop, metrics.alignments) == ("garg", ("median",))
+        assert (metrics.near, metrics.far) == RANGE
 
 
 def by_hand(model, data):
@@ -149,6 +199,14 @@ def test_a_checkpoint_for_other_depths_is_refused():
         ConfigError, match=r"trained for depths of 0\.5 to 8 m, .* set data\.depth_range to \[0\.5, 8\]"
     ):
         task(depth_range=(0.001, 80.0)).check_outputs(checkpoint)
+
+
+def test_a_checkpoint_under_another_output_of_the_same_shape_is_refused():
+    checkpoint = {}
+    task(output=Bins(8)).on_save_checkpoint(checkpoint)
+    task(output=Bins(8)).check_outputs(checkpoint)
+    with pytest.raises(ConfigError, match=r"with the output Bins \(.*uniform.*, and model\.output is Bins \(.*log"):
+        task(output=Bins(8, "log")).check_outputs(checkpoint)
     task().check_outputs(checkpoint)
 
 

@@ -60,6 +60,29 @@ def test_validation_equals_voting_image_by_image(tmp_path, module, monkeypatch, 
     assert figures["val/top5"] == figures["val/top5/k3"]
 
 
+def test_pads_do_not_vote(tmp_path, module, monkeypatch):
+    model = task()
+    trainer(tmp_path).validate(model, module, verbose=False)
+    batches = list(module.reference_dataloader())
+    batches[-1]["is_pad"][-1] = True
+    monkeypatch.setattr(model, "_training_split", lambda: batches)
+    everyone, model.known = model.known, None
+    model.learn()
+    assert torch.equal(model.known, everyone[:-1])
+    assert len(model.known_labels) == len(everyone) - 1
+
+
+def test_near_images_weigh_more_and_votes_sum_to_1():
+    model = task(temperature=0.1, neighbours=[3])
+    angles = torch.tensor([0.1, 0.6, 0.7])
+    model.known, model.known_labels = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([4, 2, 2])
+    query = torch.tensor([[1.0, 0.0]])
+    weights = torch.exp(angles.cos() / 0.1)
+    wanted = torch.zeros(len(CLASSES)).index_add(0, model.known_labels, weights / weights.sum())
+    torch.testing.assert_close(model.votes(query)[0, 0], wanted)
+    assert wanted[4] > wanted[2]
+
+
 def test_features_of_several_processes_are_put_in_the_order_of_the_images():
     keys = [[key for batch in KeyedBatches(13, 2, 0, False, rank, 4) for key in batch] for rank in range(4)]
     gathered = torch.tensor([[key.index for key in own] for own in keys])

@@ -118,10 +118,25 @@ def test_the_best_on_validation_makes_the_score_and_is_asked_afterwards(tmp_path
     assert [figures[f"val/accuracy/{probe.name}"] for probe in model.head.probes] == pytest.approx(shares.tolist())
     assert figures["val/score"] == figures["val/accuracy"] == pytest.approx(float(shares.max()))
     assert figures["val/best"] == int(model.best) == int(shares.argmax())
-    model.best.fill_(5)  # whatever is better on the test split
+    scores = [torch.cat([model(b["image"]).argmax(2) == b["label"][:, None] for b in module.test_dataloader()])]
+    scores = scores[0].double().mean(0)
+    worst = int(scores.argmin())
+    assert scores[worst] < scores.max()
+    model.best.fill_(worst)  # whatever is better on the test split
     (tested,) = loop.test(model, module, verbose=False)
-    assert tested["test/score"] == tested[f"test/accuracy/{model.head.probes[5].name}"]
-    assert_close(model.predict_step(batches[0], 0), model(batches[0]["image"])[:, 5].softmax(1))
+    assert tested["test/score"] == tested["test/accuracy"] == pytest.approx(float(scores[worst]))
+    assert_close(model.predict_step(batches[0], 0), model(batches[0]["image"])[:, worst].softmax(1))
+
+
+def test_a_few_batches_before_training_choose_no_classifier(tmp_path, monkeypatch):
+    write_image_folder(tmp_path / "set", counts=(2, 3, 0))
+    module = ImageFolder(str(tmp_path / "set"), batch_size=4, num_workers=0, image_size=24)
+    model, chosen = task(), []
+    model.best.fill_(6)
+    monkeypatch.setattr(model, "on_train_start", lambda: chosen.append(int(model.best)))
+    trainer(tmp_path, num_sanity_val_steps=1).fit(model, module)
+    assert chosen == [6]
+    assert int(model.best) != 6 or model.val_metrics.compute()[0].argmax() == 6
 
 
 def test_it_goes_on_as_any_task_does(tmp_path, capsys):

@@ -64,6 +64,14 @@ def test_images_of_any_size_come_back_at_their_own(size, head):
     assert task(head=head).eval()(images).shape == (2, 3, *size)
 
 
+def test_padded_around_the_result_is_stretched_over_the_image():
+    model, images = task(padding="around").eval(), torch.rand(2, 3, 37, 51)
+    padded = model.backbone.mean.expand(2, 3, 40, 56).clone()
+    padded[..., 1:38, 2:53] = images
+    coarse = model.head.coarse(model.backbone(padded), (40, 56))
+    torch.testing.assert_close(model(images), torch.nn.functional.interpolate(coarse, size=(37, 51), mode="bilinear"))
+
+
 def predictions(model, module, tmp_path):
     out = trainer(tmp_path).predict(model, module.val_dataloader())
     return [classes for batch in out for classes in batch]
