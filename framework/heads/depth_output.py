@@ -1,7 +1,7 @@
 """From a dense head's raw values to metres: by bins, or by one number that is mapped onto the range."""
 
 from abc import ABC, abstractmethod
-from math import log
+from math import log, sqrt
 from typing import Literal
 
 import torch
@@ -147,9 +147,9 @@ class AdaptiveBins(DepthOutput):
 class LogRegression(DepthOutput):
     """Depth as one number between the logarithms of the range.
 
-    log depth = log near + sigmoid(raw) (log far - log near). In the logarithm an equal step is an equal ratio, which
+    log depth = log near + sigmoid(raw + shift) (log far - log near). In the logarithm an equal step is an equal ratio, which
     is what the metrics and SILog measure, and near things are resolved as finely as far ones; the sigmoid keeps depth
-    in the range, where exp of a free number overflows. At raw 0 depth is the geometric mean of the range.
+    in the range, where exp of a free number overflows. At raw 0 depth is that of `beginning`.
     """
 
     channels = 1
@@ -157,7 +157,8 @@ class LogRegression(DepthOutput):
     def to_metres(self, raw: Tensor, depth_range: Range) -> Tensor:
         """Interpolate between the logarithms."""
         near, far = depth_range
-        depth = (log(near) + torch.sigmoid(raw) * (log(far) - log(near))).exp()
+        share = log(beginning(depth_range) / near) / log(far / near)
+        depth = (log(near) + torch.sigmoid(raw + logit(share)) * log(far / near)).exp()
         return depth.clamp(near, far)
 
 
@@ -192,8 +193,8 @@ class DisparityRegression(DepthOutput):
     """Depth as the inverse of one number between the inverses of the range, as in stereo and monodepth2.
 
     1 / depth = 1 / far + sigmoid(raw + shift) (1 / near - 1 / far): Godard et al., arXiv 1806.01260, and the function
-    disp_to_depth of its code. The shift, log(near / far) / 2, is ours: with it depth is the geometric mean of the
-    range at raw 0. Without it, it is the harmonic one, twice the nearest depth for any wide range.
+    disp_to_depth of its code. The shift is ours: with it depth is that of `beginning` at raw 0. Without it, it is the
+    harmonic mean of the range, twice the nearest depth for any wide one.
     """
 
     channels = 1
@@ -201,8 +202,22 @@ class DisparityRegression(DepthOutput):
     def to_metres(self, raw: Tensor, depth_range: Range) -> Tensor:
         """Interpolate between the inverses."""
         near, far = depth_range
-        share = torch.sigmoid(raw + 0.5 * log(near / far))
+        share = torch.sigmoid(raw + logit((1 / beginning(depth_range) - 1 / far) / (1 / near - 1 / far)))
         return (1 / (1 / far + share * (1 / near - 1 / far))).clamp(near, far)
+
+
+def beginning(depth_range: Range) -> float:
+    """Return the depth at which regression starts: the geometric mean of the range, or of its farther two decades.
+
+    The nearest depth of a wide range, such as 1 mm of NYU's 10 m, says that 0 is no reading, and nothing about rooms.
+    """
+    near, far = depth_range
+    return sqrt(max(near, far / 100) * far)
+
+
+def logit(share: float) -> float:
+    """Return the number whose sigmoid is a share in (0, 1)."""
+    return log(share / (1 - share))
 
 
 def _require_bins(count: int) -> None:

@@ -117,6 +117,19 @@ class Depth(Task):
             "original_size": [(height, width)] * count,
         }
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision in which depths as measured would be rounded, then lay out memory.
+
+        Raises:
+            ConfigError: It is one.
+        """
+        if self.trainer.precision in ("bf16-true", "16-true"):  # Lightning casts the whole batch, targets too
+            raise ConfigError(
+                f"trainer.precision: {self.trainer.precision} rounds the depths that were measured, to 1 in 256 or "
+                "1 in 2048: set bf16-mixed or 16-mixed, or model.frozen_dtype for the backbone alone"
+            )
+        super().setup(stage)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute depth (B, H, W), float, in metres, of images (B, C, H, W), uint8 or float in [0, 1], of any size.
 

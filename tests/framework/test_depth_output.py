@@ -102,6 +102,12 @@ def test_depth_begins_where_its_docstring_says(name, depth):
     assert float(output(torch.zeros(1, output.channels, 1, 1), RANGE)) == pytest.approx(depth, rel=1e-6)
 
 
+@pytest.mark.parametrize("output", [LogRegression(), DisparityRegression()])
+@pytest.mark.parametrize(("depth_range", "depth"), [((0.001, 10.0), 1.0), ((0.001, 80.0), 8.0), ((0.5, 8.0), 2.0)])
+def test_regression_begins_within_the_farther_two_decades_of_a_wide_range(output, depth_range, depth):
+    assert float(output(torch.zeros(1, 1, 1, 1), depth_range)) == pytest.approx(depth, rel=1e-4)
+
+
 @every_output
 @pytest.mark.parametrize("depth_range", [(0.001, 10.0), (1e-3, 80.0)])
 def test_depth_stays_in_the_range_and_gradients_finite_whatever_the_raw_values(name, depth_range):

@@ -266,3 +266,8 @@ def test_it_learns_depth_that_follows_colour(tmp_path):
         optimizer.step()
         errors.append(float(loss.detach()))
     assert np.mean(errors[-10:]) < 0.8  # the best constant is off by 1.9 m
+
+
+def test_a_precision_that_rounds_what_was_measured_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.precision: bf16-true rounds the depths .* set bf16-mixed"):
+        trainer(tmp_path, precision="bf16-true").fit(task(), module(tmp_path))
