@@ -147,9 +147,9 @@ class AdaptiveBins(DepthOutput):
 class LogRegression(DepthOutput):
     """Depth as one number between the logarithms of the range.
 
-    log depth = log near + sigmoid(raw + shift) (log far - log near). In the logarithm an equal step is an equal ratio, which
-    is what the metrics and SILog measure, and near things are resolved as finely as far ones; the sigmoid keeps depth
-    in the range, where exp of a free number overflows. At raw 0 depth is that of `beginning`.
+    log depth = log near + sigmoid(raw + shift) (log far - log near). In the logarithm an equal step is an equal
+    ratio, which is what the metrics and SILog measure, and near things are resolved as finely as far ones; the sigmoid
+    keeps depth in the range, where exp of a free number overflows. At raw 0 depth is that of `beginning`.
     """
 
     channels = 1
