@@ -25,6 +25,9 @@ class Finder:
     def prediction_images(self, batch, prediction, row):
         return {f"{batch['id'][row]}.png": Image.new("L", (2, 2))}
 
+    def prediction_files(self, batch, prediction, row):
+        return {f"{batch['id'][row]}.txt": b"found"}
+
     def prediction_records(self, batch, prediction, row):
         name = batch["id"][row]
         return [[("id", name), ("class", "é"), ("class", f"{prediction}-{each}")] for each in range(int(name[-1]))]
@@ -67,7 +70,7 @@ def test_rows_of_an_image_stay_together_in_the_order_of_the_images(tmp_path, pro
     expected = [[name, "é", f"{index}-{each}"] for index, name in enumerate(NAMES) for each in range(int(name[-1]))]
     assert rows == [["id", "class", "class"], *expected]  # a class may be named as another column is
     written = {path.name for path in (tmp_path / "p").iterdir()}
-    assert written == {"predictions.csv", *(f"{name}.png" for name in NAMES)}
+    assert written == {"predictions.csv", *(f"{name}.{suffix}" for name in NAMES for suffix in ("png", "txt"))}
 
 
 @pytest.mark.parametrize("processes", [1, 3])
