@@ -84,7 +84,7 @@ def main() -> None:
             ours = figures[f"{split}/image/abs_rel"]
             ratios.append(ours / constant)
             print(f"{split}: AbsRel {ours:.3f}, of the training median {constant:.3f}, ratio {ratios[-1]:.3f}")
-    sys.exit(max(ratios) > LIMIT)
+    sys.exit(int(max(ratios) > LIMIT))
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def main() -> None:
     memory, seconds = (max(column) for column in zip(*(compare(*pair, options) for pair in pairs), strict=True))
     print(f"\nThe highest ratio of a frozen step's memory is {memory:.3f}; at most {LIMIT} is allowed.")
     print(f"The highest ratio of a frozen step's time is {seconds:.3f}; at most {SLOWER} is allowed.")
-    sys.exit(memory > LIMIT or seconds > SLOWER)
+    sys.exit(int(memory > LIMIT or seconds > SLOWER))
 
 
 if __name__ == "__main__":
